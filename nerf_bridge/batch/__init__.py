@@ -1,0 +1,1 @@
+"""Many runs from one file: the job list and the queue."""

@@ -1,0 +1,256 @@
+"""The commands: what the user typed becomes checked settings, and every way to end becomes a line and a status.
+
+Nothing here imports torch before a command runs, so that ``--help`` and wrong arguments answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from nerf_bridge import __version__
+from nerf_bridge.config import GenerateConfig, build_config
+from nerf_bridge.errors import Interrupted, RunError, UserError
+from nerf_bridge.image_config import ImageConfig, build_image_config
+from nerf_bridge.options import (
+    Parser,
+    add_settings,
+    checked,
+    given_settings,
+    layered_settings,
+    leftover_lines,
+    presets,
+    requested,
+    suggestion,
+    wide_help,
+)
+
+PROGRAM = "nerf-bridge"
+VERBOSE_HELP = "say more while working, and show tracebacks (also: NERF_BRIDGE_DEBUG=1)"
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 done, 1 failed on the way, 2 refused, 130 interrupted.
+
+    Args:
+        argv: the arguments without the program's name; None: those of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in words or os.environ.get("NERF_BRIDGE_DEBUG", "") not in ("", "0")
+    _log_to_stderr(verbose)
+    try:
+        arguments = _parse(words)
+        run: Command = arguments.run
+        return run(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        if verbose:
+            traceback.print_exc()
+        return _explain(error)
+
+
+def generate(arguments: argparse.Namespace) -> int:
+    """`generate PROMPT`: prompt to run directory."""
+    config = requested(arguments, build_config)
+    from nerf_bridge import pipeline
+
+    run = pipeline.generate(config, arguments.out)
+    _say(f"asset   {run.asset}")
+    _say(f"report  {run.report}")
+    return 0
+
+
+def image(arguments: argparse.Namespace) -> int:
+    """`image PROMPT`: prompt to 2D image."""
+    config = requested(arguments, build_image_config)
+    from nerf_bridge.image import make_image
+
+    _say(f"image   {make_image(config, arguments.out)}")
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """`export RUN`: the mesh of a finished run again, with other settings."""
+    given = given_settings(arguments)
+    checked(build_config, {"prompt": "any", **given}, arguments.problems)
+    changes = {path.removeprefix("mesh."): value for path, value in given.items() if path.startswith("mesh.")}
+    from nerf_bridge import pipeline
+
+    _say(f"asset   {pipeline.export(arguments.path, changes, arguments.out, given.get('backend', 'auto'))}")
+    return 0
+
+
+def batch(arguments: argparse.Namespace) -> int:
+    """`batch FILE`: many runs one after another; `batch status PLACE`: where they stand."""
+    first, *rest = arguments.words
+    if len(rest) > (first == "status"):
+        arguments.problems.append("give one file of prompts, or `status` and the file or folder of a batch")
+    if first == "status":
+        return _batch_status(rest, arguments.out, arguments.problems)
+    base, problems = layered_settings(arguments)
+    checked(build_config, {"prompt": "any"} | base, problems)
+    from nerf_bridge.batch.gallery import write_gallery
+    from nerf_bridge.batch.jobs import read_jobs
+    from nerf_bridge.batch.queue import raise_for_failures, run_batch
+
+    out = arguments.out or _batch_place(first)
+    jobs = read_jobs(Path(first), out, base)
+    from nerf_bridge import pipeline
+
+    states = run_batch(jobs, out, lambda job: pipeline.generate(job.config(), job.out))
+    _say(f"gallery {write_gallery(out, states)}")
+    raise_for_failures(states)
+    return 0
+
+
+def _batch_status(places: Sequence[str], out: Path | None, problems: list[str]) -> int:
+    if not places and out is None:
+        problems.append("say which batch: the file of prompts, or the folder that --out named")
+    if problems:
+        raise UserError("\n".join(problems))
+    from nerf_bridge.batch.queue import read_batch, summary_table
+
+    _say(summary_table(read_batch(out or _batch_place(places[0]))))
+    return 0
+
+
+def _batch_place(name: str) -> Path:
+    """The folder of the batch of the file `name` when no --out is given; `name` may be that folder itself."""
+    return Path(name) if Path(name).is_dir() else Path("runs") / Path(name).stem
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """`doctor`: what this machine can do."""
+    if arguments.problems:
+        raise UserError("\n".join(arguments.problems))
+    from nerf_bridge.doctor import can_run, examine, format_table
+
+    checks = examine()
+    _say(format_table(checks))
+    return 0 if can_run(checks) else 1
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    parser, commands = _parsers()
+    first = next((word for word in words if not word.startswith("-")), None)
+    if first is None and not {"-h", "--help", "--version"} & set(words):
+        raise UserError(f'say what to do, for example: {PROGRAM} generate "a green armchair" (see {PROGRAM} --help)')
+    if first is not None and first not in commands:
+        raise UserError(f"unknown command {first!r} (known: {', '.join(commands)}){suggestion(first, commands)}")
+    arguments, leftovers = parser.parse_known_args(words)
+    arguments.problems = leftover_lines(commands[arguments.command], leftovers)
+    return arguments
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(prog=PROGRAM, description="Text to 3D by score distillation with SDS-Bridge.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument("--verbose", action="store_true", help=VERBOSE_HELP)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    made = {}
+    for name, usage, says, add in _COMMANDS:
+        made[name] = commands.add_parser(
+            name,
+            usage=f"{PROGRAM} {name} {usage}",
+            help=says,
+            description=f"{says[0].upper()}{says[1:]}.",
+            allow_abbrev=False,
+            formatter_class=wide_help,
+        )
+        made[name].add_argument("--verbose", action="store_true", help=VERBOSE_HELP)
+        add(made[name])
+    return parser, made
+
+
+def _add_generate(parser: Parser) -> None:
+    _add_request(parser, "run directory (default: runs/<prompt>-s<seed>)", "DIR")
+    add_settings(parser, GenerateConfig)
+    parser.set_defaults(run=generate)
+
+
+def _add_image(parser: Parser) -> None:
+    _add_request(parser, "image file (default: images/<prompt>-s<seed>.png)", "FILE")
+    add_settings(parser, ImageConfig)
+    parser.set_defaults(run=image)
+
+
+def _add_export(parser: Parser) -> None:
+    parser.add_argument("path", metavar="RUN", type=Path, help="a run directory")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="mesh file (default: export.glb in the run directory)")
+    add_settings(parser, GenerateConfig, sections=("mesh",), plain=("backend",))
+    parser.set_defaults(run=export)
+
+
+def _add_batch(parser: Parser) -> None:
+    says = "prompts, one a line, or JSONL or CSV with settings; or `status` and the file or folder of a batch"
+    parser.add_argument("words", metavar="FILE", nargs="+", help=says)
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run directories (default: runs/<file>)")
+    _add_config(parser)
+    add_settings(parser, GenerateConfig)
+    parser.set_defaults(run=batch)
+
+
+def _add_doctor(parser: Parser) -> None:
+    parser.set_defaults(run=doctor)
+
+
+_COMMANDS: tuple[tuple[str, str, str, Callable[[Parser], None]], ...] = (
+    ("generate", "PROMPT [options]", "make a textured 3D mesh from a prompt", _add_generate),
+    ("image", "PROMPT [options]", "make a 2D image from a prompt by the same guidance", _add_image),
+    ("export", "RUN [options]", "make the mesh of a run again; what is not given is as it was in the run", _add_export),
+    ("batch", "FILE [options]", "many runs, one after another; `batch status FILE` tells where they stand", _add_batch),
+    ("doctor", "[options]", "tell what this machine can do, and how to mend what it cannot", _add_doctor),
+)
+
+
+def _add_request(parser: Parser, out_help: str, out_kind: str) -> None:
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help='what to make, for example "a green armchair"')
+    parser.add_argument("--out", metavar=out_kind, type=Path, help=out_help)
+    _add_config(parser)
+
+
+def _add_config(parser: Parser) -> None:
+    says = f"YAML file of settings, or a preset ({', '.join(presets())}); options on the command line go before it"
+    parser.add_argument("--config", metavar="FILE", help=says)
+
+
+def _explain(error: BaseException) -> int:
+    """Say on standard error, a line for each problem, why the command ended; return the exit status."""
+    if isinstance(error, Interrupted | KeyboardInterrupt):
+        _write(sys.stderr, f"{PROGRAM}: {str(error) or 'interrupted'}")
+        return 130
+    if isinstance(error, UserError | RunError):
+        lines = str(error).splitlines()
+    else:
+        lines = [f"unexpected {type(error).__name__}: {' '.join(str(error).split())} (--verbose shows where)"]
+    _write(sys.stderr, "\n".join(f"{PROGRAM}: error: {line}" for line in lines))
+    return 2 if isinstance(error, UserError) else 1
+
+
+def _say(text: str) -> None:
+    _write(sys.stdout, text)
+
+
+def _write(stream: TextIO | None, text: str) -> None:
+    """Print to `stream`; when its reader has gone, what follows goes nowhere and the work keeps its status."""
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:
+        assert stream is not None  # print to None writes nothing
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logger = logging.getLogger("nerf_bridge")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -1,0 +1,211 @@
+"""Every setting of a run, with its meaning, its default and its range.
+
+The defaults suit the embedded prior on a laptop. Files in ``configs/`` hold what differs for other uses. How settings
+are read from files and how errors are worded is in ``settings.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import reprlib
+import unicodedata
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+
+from nerf_bridge.errors import UserError
+from nerf_bridge.settings import error_lines, load_yaml, nested
+
+__all__ = ["GenerateConfig", "build_config", "check_prompt", "load_yaml"]
+
+MAX_PROMPT_CHARACTERS = 500
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false where a number is meant; read "none" as None where None is allowed."""
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("true and false are no numbers")
+        optional = type(None) in get_args(annotation)
+        return None if optional and isinstance(value, str) and value.strip().lower() == "none" else value
+
+
+class FieldConfig(Section):
+    """The multiresolution hash-grid field (Mueller et al. 2022) in the box [-1, 1]^3."""
+
+    n_levels: int = Field(6, ge=1, le=24, description="resolution levels of the hash grid")
+    n_features: int = Field(4, ge=1, le=8, description="features per level")
+    log2_table_size: int = Field(16, ge=8, le=24, description="log2 of the most entries a level may have")
+    base_resolution: int = Field(8, ge=2, le=512, description="cells along a side at the coarsest level")
+    finest_resolution: int = Field(96, ge=2, le=8192, description="cells along a side at the finest level")
+    hidden_width: int = Field(32, ge=8, le=256, description="width of the decoder's hidden layer")
+    density_activation: Literal["trunc_exp", "softplus"] = Field(
+        "softplus", description="maps the raw output to density"
+    )
+    blob_scale: float = Field(10.0, ge=0, le=100, description="height of the density blob that a run starts from")
+    blob_radius: float = Field(0.5, gt=0, le=2, description="radius at which the starting blob reaches zero")
+
+
+class OccupancyConfig(Section):
+    """The grid that tells the ray marcher which cells hold something."""
+
+    resolution: int = Field(48, ge=8, le=256, description="cells along a side")
+    every: int = Field(8, ge=1, le=1000, description="steps between two updates")
+    decay: float = Field(0.9, gt=0, lt=1, description="what a cell keeps of its old density at an update")
+    threshold: float = Field(0.01, gt=0, lt=1, description="opacity over one marching step below which a cell is empty")
+
+
+class CameraConfig(Section):
+    """Where the training cameras stand. Angles in degrees, distances in units of the box [-1, 1]^3."""
+
+    views: int = Field(4, ge=1, le=64, description="views rendered at every step, stratified in azimuth")
+    elevation_min_deg: float = Field(-10.0, ge=-89, le=89, description="lowest elevation above the horizon")
+    elevation_max_deg: float = Field(45.0, ge=-89, le=89, description="highest elevation above the horizon")
+    distance_min: float = Field(2.8, gt=1, le=10, description="nearest distance from the centre")
+    distance_max: float = Field(3.2, gt=1, le=10, description="farthest distance from the centre")
+    fovy_min_deg: float = Field(40.0, gt=1, lt=170, description="narrowest vertical field of view")
+    fovy_max_deg: float = Field(40.0, gt=1, lt=170, description="widest vertical field of view")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CameraConfig:
+        pairs = [
+            (name.format("min"), name.format("max")) for name in ("elevation_{}_deg", "distance_{}", "fovy_{}_deg")
+        ]
+        wrong = [(low, high) for low, high in pairs if getattr(self, low) > getattr(self, high)]
+        if wrong:
+            lines = [f"{low} ({getattr(self, low)}) is above {high} ({getattr(self, high)})" for low, high in wrong]
+            raise ValueError("\n".join(lines))
+        return self
+
+
+class RenderConfig(Section):
+    """How a view is rendered while the field is optimised."""
+
+    size: int = Field(64, ge=16, le=1024, description="pixels along a side of a training view")
+    samples_across: int = Field(64, ge=16, le=1024, description="marching steps across the box's side")
+    background: Literal["random", "white", "grey", "learned"] = Field("random", description="what is behind the object")
+    shading: Literal["albedo", "lambertian", "textureless", "mixed"] = Field(
+        "albedo", description="light on the object; mixed draws one of the three at each step"
+    )
+
+
+class GuidanceConfig(Section):
+    """Score distillation (McAllister et al., NeurIPS 2024): the gradient's method, scale and schedule."""
+
+    method: Literal["sds", "csd", "nfsd", "bridge"] = Field("bridge", description="which score-distillation gradient")
+    scale: float = Field(8.0, ge=0, le=1000, description="guidance scale s in uncond + s * (text - uncond)")
+    bridge_scale: float = Field(8.0, ge=0, le=1000, description="factor k of stage two of the bridge")
+    bridge_from: float = Field(0.75, ge=0, le=1, description="fraction of the steps after which stage two starts")
+    weighting: Literal["sigma2", "one"] = Field("sigma2", description="w(t): sigma^2 / (alpha^2 + sigma^2), or 1")
+    t_min: float = Field(0.05, ge=0, lt=1, description="least noise time")
+    t_max_start: float = Field(0.95, gt=0, le=1, description="most noise time at the first step")
+    t_max_end: float = Field(0.5, gt=0, le=1, description="most noise time at the last step")
+    target_words: str = Field(
+        "detailed high resolution, high quality, sharp", description="added to the prompt: what to reach"
+    )
+    source_words: str = Field(
+        "oversaturated, smooth, pixelated, cartoon, foggy, hazy, blurry, bad structure, noisy, malformed",
+        description="added to the prompt: what stage one makes",
+    )
+    negative_prompt: str = Field(
+        "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy",
+        description="the negative prompt of nfsd",
+    )
+    view_words: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="say the view in words (front, side, back, overhead); auto: only for priors that know no camera",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> GuidanceConfig:
+        if self.t_min >= min(self.t_max_start, self.t_max_end):
+            raise ValueError("t_min must be below t_max_start and t_max_end")
+        return self
+
+
+class OptimConfig(Section):
+    """The optimiser (Adam) and the regularisers."""
+
+    lr_grid: float = Field(0.02, gt=0, le=1, description="learning rate of the hash grid")
+    lr_decoder: float = Field(0.005, gt=0, le=1, description="learning rate of the decoder and the background")
+    lr_final: float = Field(0.2, gt=0, le=1, description="fraction of the learning rate left at the last step")
+    weight_opacity: float = Field(0.01, ge=0, le=1e4, description="weight of the mean opacity (sparsity)")
+    weight_entropy: float = Field(
+        0.02, ge=0, le=1e4, description="weight of the opacity entropy, ramped up over the run"
+    )
+    weight_smooth: float = Field(0.0, ge=0, le=1e4, description="weight of the density's smoothness between neighbours")
+
+
+class MeshConfig(Section):
+    """The mesh taken out of the field."""
+
+    resolution: int = Field(128, ge=16, le=512, description="density samples along a side of the box")
+    threshold: float | None = Field(None, gt=0, description="density of the surface; none: matched to the silhouettes")
+    faces: int = Field(20000, ge=100, le=2_000_000, description="face target of the decimation")
+    texture: int = Field(1024, ge=64, le=8192, description="texture pixels along a side")
+    height_m: float | None = Field(None, gt=0, le=1000, description="height in metres; none: the longest side is 1 m")
+    unwrap_seconds: float = Field(
+        60.0, gt=0, le=3600, description="time after which xatlas is stopped and a simple atlas used"
+    )
+
+
+class GenerateConfig(Section):
+    """Everything that decides what `generate` makes."""
+
+    prompt: str = Field(description="what to make")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every random draw")
+    prior: str = Field("embedded", description="the diffusion prior: embedded, an alias or a path")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run")
+    backend: Literal["auto", "cuda", "cpu", "torch"] = Field("auto", description="whose kernels to use")
+    steps: int = Field(300, ge=1, le=1_000_000, description="optimisation steps")
+    checkpoint_every: int = Field(50, ge=1, le=1_000_000, description="steps between two checkpoints")
+    preview_every: int = Field(50, ge=1, le=1_000_000, description="steps between two preview pictures")
+    field: FieldConfig = FieldConfig()
+    occupancy: OccupancyConfig = OccupancyConfig()
+    camera: CameraConfig = CameraConfig()
+    render: RenderConfig = RenderConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _prompt(cls, value: object) -> object:
+        check_prompt(value)
+        return value
+
+    def hash(self) -> str:
+        """SHA-256 of the settings, hexadecimal; two runs with the same hash do the same work."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def check_prompt(prompt: object) -> None:
+    """Raise ValueError unless `prompt` is one non-blank line of at most MAX_PROMPT_CHARACTERS characters."""
+    if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
+        raise ValueError('the prompt is empty: say what to make, for example "a green armchair"')
+    if not isinstance(prompt, str):
+        raise ValueError(f"the prompt must be text, got {reprlib.repr(prompt)}")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise ValueError(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT_CHARACTERS} are read")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in prompt):
+        raise ValueError("the prompt holds line breaks or other control characters; write it as one line of plain text")
+
+
+def build_config(settings: dict) -> GenerateConfig:
+    """Check `settings`, nested or with dotted names, and return the config.
+
+    Raises:
+        UserError: one line for every wrong setting, each with its dotted path, what came and what is allowed.
+    """
+    try:
+        return GenerateConfig.model_validate({"prompt": None} | nested(settings))
+    except ValidationError as error:
+        raise UserError("\n".join(error_lines(GenerateConfig, error.errors()))) from None

@@ -1,0 +1,24 @@
+"""Score distillation: schedules, gradients, and the step that joins them to a prior."""
+
+from nerf_bridge.guidance.distil import distillation_loss, guidance_gradient, prompts_needed
+from nerf_bridge.guidance.gradients import bridge, csd, nfsd, sds
+from nerf_bridge.guidance.schedule import draw_noise, draw_times, noise_weight, stage_at, step_generator, t_max_at
+from nerf_bridge.guidance.words import EncodedWords, encode_words
+
+__all__ = [
+    "EncodedWords",
+    "bridge",
+    "csd",
+    "distillation_loss",
+    "draw_noise",
+    "draw_times",
+    "encode_words",
+    "guidance_gradient",
+    "nfsd",
+    "noise_weight",
+    "prompts_needed",
+    "sds",
+    "stage_at",
+    "step_generator",
+    "t_max_at",
+]

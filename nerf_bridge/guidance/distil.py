@@ -1,0 +1,95 @@
+"""One step of score distillation: noise the render, ask the prior once, form the gradient, hand it on as a loss."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nerf_bridge.config import GuidanceConfig
+from nerf_bridge.guidance.gradients import bridge, csd, nfsd, sds
+from nerf_bridge.guidance.schedule import Stage, noise_weight
+from nerf_bridge.guidance.words import EncodedWords, Role, embeddings_for_views
+from nerf_bridge.prior.protocol import Prior, PromptEmbeddings, ViewCondition
+
+
+def prompts_needed(method: str, stage: Stage) -> tuple[Role, ...]:
+    """Whose noise predictions `method` needs at `stage`, in the order in which they are batched."""
+    if method == "bridge" and stage == 2:
+        return ("target", "source")
+    if method == "nfsd":
+        return ("text", "null", "negative")
+    return ("text", "null")
+
+
+@torch.no_grad()
+def guidance_gradient(
+    prior: Prior,
+    x: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    words: EncodedWords,
+    condition: ViewCondition | None,
+    settings: GuidanceConfig,
+    stage: Stage,
+    null_hides_camera: bool = False,
+) -> Tensor:
+    """Score-distillation gradient with respect to x, with one call of the prior for all prompts of all views.
+
+    Args:
+        x: encoded renders, [b, c, h, w].
+        t: noise time of each, [b] in (0, 1).
+        noise: standard normal, [b, c, h, w].
+        words: the encoded prompts of the run.
+        condition: cameras and backgrounds of the b renders; None when unknown.
+        settings: method, scales and weighting.
+        stage: 1 or 2 (schedule.stage_at); only the bridge tells them apart.
+        null_hides_camera: whether the null prompt drops the camera too, which amplifies the view; by default it
+            drops the text alone.
+
+    Returns:
+        grad_x [b, c, h, w] = w(t) * the method's gradient; not differentiable.
+    """
+    alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
+    roles = prompts_needed(settings.method, stage)
+    predictions = _predict(prior, alpha * x + sigma * noise, t, words, condition, roles, null_hides_camera)
+    grad = _method_gradient(predictions, noise, t, settings, stage)
+    return noise_weight(alpha, sigma, settings.weighting) * grad
+
+
+def distillation_loss(x: Tensor, grad_x: Tensor) -> Tensor:
+    """A scalar whose gradient carries `grad_x` into x: sum(x * grad_x) / b, so that d loss / d x = grad_x / b.
+
+    The value itself means nothing; b, the number of views, keeps the scale independent of the batch.
+    """
+    return (x * grad_x.detach()).sum() / x.shape[0]
+
+
+def _predict(
+    prior: Prior,
+    noised: Tensor,
+    t: Tensor,
+    words: EncodedWords,
+    condition: ViewCondition | None,
+    roles: tuple[Role, ...],
+    null_hides_camera: bool,
+) -> dict[Role, Tensor]:
+    n, k = noised.shape[0], len(roles)
+    embeddings = PromptEmbeddings.cat([embeddings_for_views(words.by_role(role), condition, n) for role in roles])
+    views = condition.repeat(k) if condition is not None else None
+    if views is not None and null_hides_camera:
+        hidden = torch.tensor([role == "null" for role in roles], device=noised.device)
+        views = views.hiding(hidden.repeat_interleave(n))
+    predicted = prior.predict_noise(noised.repeat(k, 1, 1, 1), t.repeat(k), embeddings, views)
+    return dict(zip(roles, predicted.chunk(k), strict=True))
+
+
+def _method_gradient(
+    predictions: dict[Role, Tensor], noise: Tensor, t: Tensor, settings: GuidanceConfig, stage: Stage
+) -> Tensor:
+    if settings.method == "bridge" and stage == 2:
+        return bridge(predictions["target"], predictions["source"], settings.bridge_scale)
+    if settings.method == "csd":
+        return csd(predictions["text"], predictions["null"], settings.scale)
+    if settings.method == "nfsd":
+        return nfsd(predictions["text"], predictions["null"], predictions["negative"], t, settings.scale)
+    return sds(predictions["text"], predictions["null"], noise, settings.scale)

@@ -1,0 +1,80 @@
+"""The prompts of a run, encoded once, and the embeddings of each view taken from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nerf_bridge.config import GuidanceConfig
+from nerf_bridge.prior.protocol import Prior, PromptEmbeddings, ViewCondition
+from nerf_bridge.prompts import compose_words, use_view_words, view_weights
+
+Role = Literal["text", "null", "negative", "target", "source"]
+
+
+@dataclass(frozen=True)
+class EncodedWords:
+    """Embeddings of every prompt that a guidance method may ask for.
+
+    `text`, `target` and `source` have one row, or one for each of prompts.VIEWS; `null` and `negative` have one.
+    """
+
+    text: PromptEmbeddings
+    null: PromptEmbeddings
+    negative: PromptEmbeddings
+    target: PromptEmbeddings
+    source: PromptEmbeddings
+
+    def by_role(self, role: Role) -> PromptEmbeddings:
+        """The embeddings that play `role`."""
+        return {
+            "text": self.text,
+            "null": self.null,
+            "negative": self.negative,
+            "target": self.target,
+            "source": self.source,
+        }[role]
+
+
+@torch.no_grad()
+def encode_words(prior: Prior, prompt: str, settings: GuidanceConfig, views_known: bool = True) -> EncodedWords:
+    """Encode the prompt, the empty prompt, the negative, the target and the source prompt, in one call of the prior.
+
+    Args:
+        settings: gives the words, and whether the view is said in words.
+        views_known: whether each image will come with its camera (False for a picture without one).
+
+    Raises:
+        ValueError: the prompt is blank or too long.
+    """
+    by_view = views_known and use_view_words(settings.view_words, prior.knows_cameras)
+    words = compose_words(prompt, settings, by_view)
+    encoded = prior.encode_prompts([*words.text, *words.target, *words.source, words.negative, words.null])
+    n = len(words.text)
+    return EncodedWords(
+        text=encoded.select(range(n)),
+        target=encoded.select(range(n, 2 * n)),
+        source=encoded.select(range(2 * n, 3 * n)),
+        negative=encoded.select([3 * n]),
+        null=encoded.select([3 * n + 1]),
+    )
+
+
+def embeddings_for_views(encoded: PromptEmbeddings, condition: ViewCondition | None, n: int) -> PromptEmbeddings:
+    """One row for each of `n` images: the only row of `encoded`, or its four view wordings mixed by `view_weights`."""
+    if len(encoded) == 1:
+        return encoded.repeat(n)
+    assert condition is not None, "prompts worded by view need the cameras"
+    weights = view_weights(condition.cameras.azimuth_rad, condition.cameras.elevation_rad)
+    return mix_rows(encoded, weights.to(encoded.tokens))
+
+
+def mix_rows(encoded: PromptEmbeddings, weights: Tensor) -> PromptEmbeddings:
+    """Rows of `encoded` (m prompts) mixed with `weights` [n, m]: n rows; a token counts where a mixed one has it."""
+    tokens = encoded.tokens * encoded.mask[..., None]
+    mixed = torch.einsum("nm,mld->nld", weights, tokens)
+    used = torch.einsum("nm,ml->nl", weights, encoded.mask.to(weights)) > 0
+    return PromptEmbeddings(mixed, used)

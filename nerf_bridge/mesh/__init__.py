@@ -1,0 +1,1 @@
+"""The mesh exporter: density -> triangles -> clean -> UV -> baked texture -> GLB."""

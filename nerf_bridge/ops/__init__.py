@@ -1,0 +1,1 @@
+"""The kernels' Python side: checks, autograd functions, torch twins, building and loading."""

@@ -1,0 +1,178 @@
+"""Which kernels run: `cuda` (our CUDA kernels), `cpu` (the same maths in C++) or `torch` (reference).
+
+Every kernel is an ``extern "C"`` function that takes raw pointers, int64 sizes and double scalars, and returns a status
+(0: done). Its last argument is the number of threads (CPU) or the CUDA stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nerf_bridge.errors import UserError
+from nerf_bridge.ops import build
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "cuda", "cpu", "torch")
+_CPU_STATUS = {1: "a size or option that the kernel does not know", 2: "packed_info points outside the samples"}
+PREBUILT_DIR = Path(__file__).parent / "_prebuilt"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What came of loading one library: the library, or the cause of the failure; exactly one is set."""
+
+    library: ctypes.CDLL | None
+    cause: str | None
+
+
+def resolve_backend(requested: str, device: torch.device | str) -> str:
+    """The backend that will run: "cuda", "cpu" or "torch".
+
+    Args:
+        requested: "auto" (the kernels of `device`, or torch when they cannot be had, logged once) or a backend by name.
+        device: where the tensors are.
+    Raises:
+        UserError: `requested` is no backend, does not fit `device`, or cannot be loaded; says why and the remedy.
+    """
+    kind = torch.device(device).type
+    if requested not in BACKENDS:
+        raise UserError(f"backend: expected one of {', '.join(BACKENDS)}, got {requested!r}")
+    if requested == "auto":
+        return _automatic(kind)
+    if requested != "torch":
+        if requested != kind:
+            raise UserError(
+                f"the backend {requested!r} works on the device {requested!r}, but the device is {kind!r}: "
+                f"use --device {requested} or --backend auto"
+            )
+        library(requested)
+    _log_once(logging.INFO, f"backend: {requested} (asked for)")
+    return requested
+
+
+def library(kind: str) -> ctypes.CDLL:
+    """The compiled kernels of `kind` ("cpu" or "cuda"), loaded once a process and built first when need be.
+
+    Raises:
+        UserError: they cannot be loaded; says why and the remedy.
+    """
+    loaded = load(kind, _target(kind))
+    if loaded.library is None:
+        raise UserError(f"the backend {kind!r} cannot be loaded: {loaded.cause}; or use --backend torch (slower)")
+    return loaded.library
+
+
+@functools.cache
+def load(kind: str, target: str) -> Loaded:
+    """Load the prebuilt library of `kind` when it is current, else the one built at first use.
+
+    A failure is kept for the life of the process, so that it costs its time once.
+    """
+    if kind == "cuda" and not torch.cuda.is_available():
+        return Loaded(None, "torch sees no CUDA GPU; install a driver and a CUDA build of torch, or use --device cpu")
+    try:
+        prebuilt = build.library_path(kind, PREBUILT_DIR)
+        path = prebuilt if build.is_current(prebuilt, kind, target) else build.cached_library(kind, target)
+        return Loaded(ctypes.CDLL(str(path)), None)
+    except (build.BuildError, OSError) as error:
+        return Loaded(None, str(error))
+
+
+def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float | bool | None) -> None:
+    """Call the kernel `name` of the library `backend` on the current stream (CUDA) or torch's thread count (CPU).
+
+    Args:
+        backend: "cpu" or "cuda".
+        name: the C function's name without suffix; "_f32" or "_f64" is added for the dtype of the first float tensor.
+        arguments: tensors become pointers (None: a null pointer), int and bool int64, float double.
+    Raises:
+        TypeError: a tensor is not contiguous or lies on another device than `backend` works on.
+        RuntimeError: the kernel reported an error.
+    """
+    tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+    for tensor in tensors:
+        if tensor.device.type != backend or not tensor.is_contiguous():
+            got = "contiguous" if tensor.is_contiguous() else "strided"
+            raise TypeError(f"{name}: expected contiguous tensors on {backend}, got a {got} one on {tensor.device}")
+    dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    function = getattr(library(backend), f"{name}_{'f64' if dtype == torch.float64 else 'f32'}")
+    values = [_c_value(value) for value in arguments]
+    if backend == "cpu":
+        status = function(*values, ctypes.c_int64(torch.get_num_threads()))
+    else:
+        with torch.cuda.device(tensors[0].device):
+            status = function(*values, ctypes.c_void_p(torch.cuda.current_stream().cuda_stream))
+    if status != 0:
+        raise RuntimeError(f"{name} failed on {backend} with status {status}: {_error_text(backend, status)}")
+
+
+def check_tensor(
+    name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], like: torch.Tensor | None = None
+) -> None:
+    """Raise ValueError unless `tensor` has `shape` (None: any size) and, when given, the dtype and device of `like`."""
+    sizes_fit = (want in (None, got) for want, got in zip(shape, tensor.shape, strict=False))
+    if tensor.dim() != len(shape) or not all(sizes_fit):
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: expected shape [{wanted}], got {list(tensor.shape)}")
+    if like is not None and tensor.dtype != like.dtype:
+        raise ValueError(f"{name}: expected dtype {like.dtype}, got {tensor.dtype}")
+    if like is not None and tensor.device != like.device:
+        raise ValueError(f"{name}: expected device {like.device}, got {tensor.device}")
+
+
+def check_float(name: str, tensor: torch.Tensor, backend: str) -> None:
+    """Raise ValueError unless `backend` is known, works on the device of `tensor` and takes its dtype."""
+    if backend not in ("cuda", "cpu", "torch"):
+        raise ValueError(f"backend: expected cuda, cpu or torch (resolved), got {backend!r}")
+    if backend != "torch" and tensor.device.type != backend:
+        raise ValueError(f"{name}: the backend {backend} expects tensors on {backend}, got {tensor.device}")
+    allowed = (torch.float32,) if backend == "cuda" else (torch.float32, torch.float64)
+    if tensor.dtype not in allowed:
+        raise ValueError(f"{name}: the backend {backend} expects {' or '.join(map(str, allowed))}, got {tensor.dtype}")
+
+
+def _automatic(kind: str) -> str:
+    if kind not in build.KINDS:
+        _log_once(logging.INFO, f"backend: torch (no kernels for the device {kind!r})")
+        return "torch"
+    loaded = load(kind, _target(kind))
+    if loaded.library is None:
+        _log_once(logging.WARNING, f"backend: torch, slower, since the {kind} kernels cannot be loaded: {loaded.cause}")
+        return "torch"
+    _log_once(logging.INFO, f"backend: {kind}")
+    return kind
+
+
+def _target(kind: str) -> str:
+    if kind == "cuda" and torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        return f"sm_{major}{minor}"
+    return build.default_targets(kind)[0]
+
+
+@functools.cache
+def _log_once(level: int, message: str) -> None:
+    logger.log(level, message)
+
+
+def _c_value(value: torch.Tensor | int | float | bool | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
+    if value is None:
+        return ctypes.c_void_p(None)
+    return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(value)
+
+
+def _error_text(backend: str, status: int) -> str:
+    if backend == "cpu":
+        return _CPU_STATUS.get(status, "an unknown status")
+    describe = library(backend).nerf_bridge_error_text
+    describe.restype = ctypes.c_char_p
+    return describe(ctypes.c_int64(status)).decode()

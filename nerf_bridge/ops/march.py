@@ -1,0 +1,175 @@
+"""Ray marching through an occupancy grid into packed samples.
+
+Worked example: three rays with 2, 0 and 1 samples give packed_info [[0, 2], [2, 0], [2, 1]] (start, count),
+ray_indices [0, 0, 2] and t_starts, t_ends of 3 entries each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
+
+_TORCH_CANDIDATES = 1 << 22  # midpoints that the torch twin looks at in one go
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of many rays, ray after ray, each an interval of its ray.
+
+    Args:
+        packed_info: [n_rays, 2] int64: first sample and number of samples of each ray.
+        ray_indices: [n] int64: the ray of each sample.
+        t_starts: [n] distance from the ray's origin to the interval's start.
+        t_ends: [n] distance to the interval's end.
+    """
+
+    packed_info: torch.Tensor
+    ray_indices: torch.Tensor
+    t_starts: torch.Tensor
+    t_ends: torch.Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.t_starts.shape[0]
+
+    @property
+    def t_mids(self) -> torch.Tensor:
+        """[n] distance to the middle of each interval."""
+        return (self.t_starts + self.t_ends) * 0.5
+
+
+@torch.no_grad()
+def march_rays(
+    rays_o: torch.Tensor,
+    rays_d: torch.Tensor,
+    occupied: torch.Tensor,
+    step_size: float,
+    jitter: torch.Tensor | None,
+    backend: str,
+) -> Samples:
+    """March rays through the occupied cells of the box [-1, 1]^3.
+
+    Sample i of a ray is the interval from t_near + (i + jitter) step to t_near + (i + 1 + jitter) step, where t_near is
+    the ray's entry into the box, or 0 when it starts inside. It is kept when its midpoint lies in the box and in an
+    occupied cell. Two passes, count and fill, without atomics: deterministic. On CUDA the host waits once, for the
+    number of samples. Not differentiable.
+
+    Args:
+        rays_o: [n_rays, 3] origins in world units. float32, or float64 on the backends cpu and torch.
+        rays_d: [n_rays, 3] unit directions; components may be zero.
+        occupied: [R, R, R] bool, indexed x, y, z.
+        step_size: length of an interval, positive.
+        jitter: [n_rays] offset of a ray's samples in steps, in [0, 1); None: zero.
+        backend: "cuda", "cpu" or "torch".
+    Returns:
+        The samples, in the dtype of `rays_o`.
+    Raises:
+        ValueError: a shape, dtype or device does not fit, or `step_size` is not positive and finite.
+    """
+    _check(rays_o, rays_d, occupied, step_size, jitter, backend)
+    if backend == "torch":
+        return march_rays_torch(rays_o, rays_d, occupied, step_size, jitter)
+    n_rays, resolution, step = rays_o.shape[0], occupied.shape[0], float(step_size)
+    offset = None if jitter is None else jitter.contiguous()
+    scene = (rays_o.contiguous(), rays_d.contiguous(), occupied.contiguous(), offset)
+    counts = torch.empty(n_rays, dtype=torch.int64, device=rays_o.device)
+    run_kernel(backend, "march_count", *scene, counts, n_rays, resolution, step)
+    packed_info = _pack(counts)
+    n = int(counts.sum())
+    ray_indices = torch.empty(n, dtype=torch.int64, device=rays_o.device)
+    t_starts, t_ends = rays_o.new_empty(n), rays_o.new_empty(n)
+    run_kernel(backend, "march_fill", *scene, packed_info, ray_indices, t_starts, t_ends, n_rays, resolution, step)
+    return Samples(packed_info, ray_indices, t_starts, t_ends)
+
+
+@torch.no_grad()
+def march_rays_torch(
+    rays_o: torch.Tensor, rays_d: torch.Tensor, occupied: torch.Tensor, step_size: float, jitter: torch.Tensor | None
+) -> Samples:
+    """The reference of `march_rays` in plain torch operations; any device, any float dtype."""
+    n_rays = rays_o.shape[0]
+    near, far = intersect_box_torch(rays_o, rays_d)
+    offset = rays_o.new_zeros(n_rays) if jitter is None else jitter
+    longest = float((far - near).max()) if n_rays else 0.0
+    n_steps = max(math.ceil(longest / step_size) + 1, 1)
+    chunk = max(_TORCH_CANDIDATES // n_steps, 1)
+    parts = []
+    for first in range(0, n_rays, chunk):
+        rows = slice(first, first + chunk)
+        rays = (rays_o[rows], rays_d[rows], near[rows], far[rows], offset[rows])
+        kept, t_edges = _candidates(*rays, occupied, step_size, n_steps)
+        ray, i = kept.nonzero(as_tuple=True)
+        parts.append((kept.sum(1), ray + first, t_edges[ray, i], t_edges[ray, i + 1]))
+    if not parts:
+        empty = torch.empty(0, dtype=torch.int64, device=rays_o.device)
+        parts = [(empty, empty, rays_o.new_empty(0), rays_o.new_empty(0))]
+    counts, ray_indices, t_starts, t_ends = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Samples(_pack(counts), ray_indices, t_starts, t_ends)
+
+
+def intersect_box_torch(rays_o: torch.Tensor, rays_d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distances [n], [n] at which rays [n, 3] enter (at least 0) and leave the box [-1, 1]^3; both 0 where they miss.
+
+    A ray that does not move, or is not made of numbers, misses it too.
+    """
+    a, b = (-1 - rays_o) / rays_d, (1 - rays_o) / rays_d
+    still = rays_d == 0
+    outside = still & (rays_o.abs() > 1)
+    enter = torch.minimum(a, b).masked_fill(still, 0).masked_fill(outside, math.inf)
+    leave = torch.maximum(a, b).masked_fill(still, math.inf)
+    near, far = enter.amax(1).clamp(min=0), leave.amin(1)
+    missed = ~((near < far) & (far < 1e30) & (enter <= leave).all(1))
+    return near.masked_fill(missed, 0), far.masked_fill(missed, 0)
+
+
+def _candidates(
+    rays_o: torch.Tensor,
+    rays_d: torch.Tensor,
+    near: torch.Tensor,
+    far: torch.Tensor,
+    offset: torch.Tensor,
+    occupied: torch.Tensor,
+    step_size: float,
+    n_steps: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which of n_steps intervals of each ray are kept [n_rays, n_steps], and their edges [n_rays, n_steps + 1]."""
+    i = torch.arange(n_steps + 1, device=rays_o.device, dtype=rays_o.dtype)
+    t_edges = near[:, None] + (i + offset[:, None]) * step_size
+    mids = (t_edges[:, :-1] + t_edges[:, 1:]) * 0.5
+    points = rays_o[:, None] + mids[..., None] * rays_d[:, None]
+    resolution = occupied.shape[0]
+    cells = ((points + 1) * 0.5 * resolution).nan_to_num().long().clamp(0, resolution - 1)
+    return (mids < far[:, None]) & occupied[cells[..., 0], cells[..., 1], cells[..., 2]], t_edges
+
+
+def _pack(counts: torch.Tensor) -> torch.Tensor:
+    """packed_info [n_rays, 2] from counts [n_rays]."""
+    return torch.stack([counts.cumsum(0) - counts, counts], dim=1)
+
+
+def _check(
+    rays_o: torch.Tensor,
+    rays_d: torch.Tensor,
+    occupied: torch.Tensor,
+    step_size: float,
+    jitter: torch.Tensor | None,
+    backend: str,
+) -> None:
+    check_tensor("rays_o", rays_o, (None, 3))
+    check_float("rays_o", rays_o, backend)
+    check_tensor("rays_d", rays_d, (rays_o.shape[0], 3), like=rays_o)
+    is_cube = occupied.dim() == 3 and len(set(occupied.shape)) == 1 and occupied.shape[0] > 0
+    if not is_cube or occupied.dtype != torch.bool:
+        got = f"{occupied.dtype} {list(occupied.shape)}"
+        raise ValueError(f"occupied: expected bool [R, R, R] with R at least 1, got {got}")
+    if occupied.device != rays_o.device:
+        raise ValueError(f"occupied: expected device {rays_o.device}, got {occupied.device}")
+    if not (math.isfinite(step_size) and step_size > 0):
+        raise ValueError(f"step_size: expected a positive length, got {step_size}")
+    if jitter is not None:
+        check_tensor("jitter", jitter, (rays_o.shape[0],), like=rays_o)

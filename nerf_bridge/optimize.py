@@ -1,0 +1,249 @@
+"""The optimisation loop: cameras -> render -> guidance gradient -> optimiser, with checkpoints, guards and previews.
+
+Every draw is a function of (seed, step, purpose), so a run that resumes at a step does what an unbroken one does.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from nerf_bridge.config import GenerateConfig
+from nerf_bridge.errors import Interrupted
+from nerf_bridge.guidance import (
+    EncodedWords,
+    distillation_loss,
+    draw_noise,
+    draw_times,
+    guidance_gradient,
+    stage_at,
+    step_generator,
+    t_max_at,
+)
+from nerf_bridge.prior.protocol import Prior, ViewCondition
+from nerf_bridge.render import Rendering, render, render_in_chunks
+from nerf_bridge.run.directory import RunDirectory
+from nerf_bridge.run.events import EventLog
+from nerf_bridge.run.health import Action, EmptyGuard, judge_opacity, judge_step
+from nerf_bridge.run.preview import image_grid, save_png
+from nerf_bridge.run.state import Progress, build_optimiser, load_tensors, restore, save, scene_tensors
+from nerf_bridge.scene.background import solid_backgrounds
+from nerf_bridge.scene.cameras import Cameras, sample_cameras, turntable_cameras
+from nerf_bridge.scene.rays import camera_rays
+from nerf_bridge.scene.scene import Scene, build_scene
+from nerf_bridge.scene.shading import draw_light_directions, shading_at
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_EVERY = 10
+PREVIEW_SIZE = 128
+EMPTY_PATIENCE = 50  # steps that a scene may stay empty
+
+
+@dataclass(frozen=True)
+class Health:
+    """Figures of one step: mean opacity of the views, norm of the gradient, whether all of it is finite."""
+
+    opacity: float
+    gradient_norm: float
+    finite: bool
+
+
+def optimise(
+    run: RunDirectory, config: GenerateConfig, scene: Scene, prior: Prior, words: EncodedWords, log: EventLog
+) -> None:
+    """Run the loop to its end, from the checkpoint of `run` when there is one; the last state is checkpointed.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+        RunError: the scene stayed empty or the gradients not finite.
+        Interrupted: the user asked to stop; the state is saved.
+    """
+    optimiser = build_optimiser(scene, config)
+    progress = restore(run, scene, optimiser) or Progress()
+    if progress.step:
+        log.append("resumed", "optimise", progress.step, config.steps)
+    bar = tqdm(total=config.steps, initial=progress.step, desc="optimising", unit="step")
+    with stop_signals() as stopped, bar:
+        while progress.step < config.steps:
+            health = training_step(scene, optimiser, prior, words, config, progress)
+            progress = after_step(run, scene, optimiser, config, progress, health)
+            bar.update(progress.step - bar.n)
+            bar.set_postfix(opacity=f"{health.opacity:.2f}", grad=f"{health.gradient_norm:.1e}", refresh=False)
+            report_step(run, scene, config, progress, health, log)
+            done = progress.step == config.steps
+            if done or stopped.is_set() or progress.step % config.checkpoint_every == 0:
+                save(run, scene, optimiser, config, progress)
+                log.append("checkpoint", "optimise", progress.step, config.steps)
+            if stopped.is_set() and not done:
+                log.append("interrupted", "optimise", progress.step, config.steps)
+                raise Interrupted(f"stopped at step {progress.step} of {config.steps}; the same command goes on")
+
+
+def training_step(
+    scene: Scene,
+    optimiser: torch.optim.Adam,
+    prior: Prior,
+    words: EncodedWords,
+    config: GenerateConfig,
+    progress: Progress,
+) -> Health:
+    """One step: render views, ask the prior, and move the field unless a gradient is not finite."""
+    step, seed = progress.step, config.seed
+    if step % config.occupancy.every == 0:
+        update_occupancy(scene, config, step)
+    rendering, condition = render_views(scene, config, step)
+    x = prior.encode_image(rendering.color.permute(0, 3, 1, 2))
+    t_max = t_max_at(step, config.steps, config.guidance.t_max_start, config.guidance.t_max_end)
+    t = draw_times(seed, step, len(x), config.guidance.t_min, t_max).to(scene.device)
+    noise = draw_noise(seed, step, tuple(x.shape)).to(scene.device)
+    stage = stage_at(step, config.steps, config.guidance.bridge_from)
+    grad_x = guidance_gradient(prior, x.detach(), t, noise, words, condition, config.guidance, stage)
+    loss = distillation_loss(x, grad_x) + regularisers(scene, rendering, config, step)
+    optimiser.zero_grad()
+    loss.backward()
+    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    finite = math.isfinite(norm)
+    if finite:
+        for group, lr in zip(optimiser.param_groups, (config.optim.lr_grid, config.optim.lr_decoder), strict=True):
+            group["lr"] = lr * config.optim.lr_final ** (step / config.steps) * progress.guard.rate
+        optimiser.step()
+    return Health(float(rendering.opacity.detach().mean()), norm, finite)
+
+
+def update_occupancy(scene: Scene, config: GenerateConfig, step: int) -> None:
+    """Look again at which cells hold something."""
+    settings, draws = config.occupancy, step_generator(config.seed, step, "occupancy")
+    scene.occupancy.update(scene.field, scene.step_size, settings.decay, settings.threshold, draws)
+
+
+def render_views(scene: Scene, config: GenerateConfig, step: int) -> tuple[Rendering, ViewCondition]:
+    """The views of a step, and what the prior is told of them."""
+    cameras = sample_cameras(config.camera, step_generator(config.seed, step, "cameras")).to(scene.device)
+    background, told = backgrounds(scene, config, cameras, step)
+    n_rays = len(cameras) * config.render.size**2
+    jitter = torch.rand(n_rays, generator=step_generator(config.seed, step, "jitter")).to(scene.device)
+    rendering = render(
+        scene.field,
+        scene.occupancy.occupied,
+        cameras,
+        config.render.size,
+        background,
+        scene.step_size,
+        scene.backend,
+        shading=shading_at(config.render.shading, config.seed, step),
+        light_dir=draw_light_directions(cameras, step_generator(config.seed, step, "light")),
+        jitter=jitter,
+    )
+    return rendering, ViewCondition(cameras, told)
+
+
+def backgrounds(scene: Scene, config: GenerateConfig, cameras: Cameras, step: int) -> tuple[Tensor, Tensor]:
+    """What is behind the views, [b, 3] or [b, h, w, 3], and the colour [b, 3] that the prior is told of it."""
+    kind, size = config.render.background, config.render.size
+    if kind != "learned":
+        solid = solid_backgrounds(kind, len(cameras), step_generator(config.seed, step, "background")).to(scene.device)
+        return solid, solid
+    seen = scene.environment(camera_rays(cameras, size, size).directions).view(len(cameras), size, size, 3)
+    return seen, seen.detach().mean((1, 2))
+
+
+def regularisers(scene: Scene, rendering: Rendering, config: GenerateConfig, step: int) -> Tensor:
+    """Sparsity (mean opacity), opacity entropy ramped up over the run, and smoothness of the density."""
+    settings = config.optim
+    opacity = rendering.opacity.clamp(1e-4, 1 - 1e-4)
+    entropy = -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log()).mean()
+    total = settings.weight_opacity * opacity.mean() + settings.weight_entropy * (step / config.steps) * entropy
+    if settings.weight_smooth:
+        total = total + settings.weight_smooth * roughness(scene, config, step)
+    return total
+
+
+def roughness(scene: Scene, config: GenerateConfig, step: int, n_points: int = 8192) -> Tensor:
+    """Mean change of the opacity of a marching step between points of the box and random neighbours a step away."""
+    draws = torch.rand(2, n_points, 3, generator=step_generator(config.seed, step, "smooth")).to(scene.device)
+    points = 2 * draws[0] - 1
+    neighbours = (points + (2 * draws[1] - 1) * scene.step_size).clamp(-1, 1)
+    opacity = 1 - torch.exp(-scene.field.density(torch.cat([points, neighbours])) * scene.step_size)
+    here, there = opacity.chunk(2)
+    return (here - there).abs().mean()
+
+
+def after_step(
+    run: RunDirectory,
+    scene: Scene,
+    optimiser: torch.optim.Adam,
+    config: GenerateConfig,
+    progress: Progress,
+    health: Health,
+) -> Progress:
+    """Where the run stands after a step: one further, or back at the last good state at a lower rate."""
+    guard, action = judge_step(progress.guard, health.finite)
+    if action is Action.RESTORE:
+        restored = restore(run, scene, optimiser)
+        if restored is None:
+            fresh = build_scene(config, scene.backend, scene.device)
+            load_tensors(scene, optimiser, scene_tensors(fresh, build_optimiser(fresh, config)))
+        return Progress(restored.step if restored else 0, guard, EmptyGuard())
+    empty = judge_opacity(progress.empty, progress.step, health.opacity, EMPTY_PATIENCE)
+    return Progress(progress.step + 1, guard, empty)
+
+
+def report_step(
+    run: RunDirectory, scene: Scene, config: GenerateConfig, progress: Progress, health: Health, log: EventLog
+) -> None:
+    """Write an event every few steps, and a preview picture now and then."""
+    step = progress.step
+    if not health.finite:
+        log.append("skipped", "optimise", step, config.steps, {"skipped": progress.guard.skipped})
+    if step % PROGRESS_EVERY == 0 or step == config.steps:
+        figures = asdict(health) | {"occupied": scene.occupancy.occupied_fraction}
+        log.append("progress", "optimise", step, config.steps, figures)
+    if step % config.preview_every == 0 or step == config.steps:
+        save_png(run.preview_at(step), preview_image(scene, config))
+        log.append("preview", "optimise", step, config.steps)
+
+
+def preview_image(scene: Scene, config: GenerateConfig) -> np.ndarray:
+    """Four views around the object in a row, [h, 4 w, 3] in 0..1."""
+    camera = config.camera
+    distance = 0.5 * (camera.distance_min + camera.distance_max)
+    fovy = math.radians(0.5 * (camera.fovy_min_deg + camera.fovy_max_deg))
+    cameras = turntable_cameras(4, math.radians(15), distance, fovy).to(scene.device)
+    white = torch.ones(4, 3, device=scene.device)
+    pictures = render_in_chunks(
+        scene.field, scene.occupancy.occupied, cameras, PREVIEW_SIZE, white, scene.step_size, scene.backend
+    )
+    return image_grid(pictures.color.cpu().numpy(), 4)
+
+
+@contextmanager
+def stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that the loop stops between two steps; a second Ctrl-C stops at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        stopped.set()
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,225 @@
+"""The story of a run: prompt -> prior -> optimised field -> mesh -> pictures and report, in one run directory."""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nerf_bridge.config import GenerateConfig, build_config
+from nerf_bridge.device import resolve_device
+from nerf_bridge.errors import Interrupted, RunError, UserError
+from nerf_bridge.guidance import encode_words
+from nerf_bridge.mesh.export import MeshStatistics, Silhouettes, export_mesh
+from nerf_bridge.mesh.gltf import load_textured_mesh
+from nerf_bridge.ops.backend import resolve_backend
+from nerf_bridge.ops.memory import keep_freed_memory
+from nerf_bridge.optimize import optimise
+from nerf_bridge.prior import Prior, check_prior_name, load_prior
+from nerf_bridge.render import render_in_chunks
+from nerf_bridge.run.directory import RunDirectory, default_run_path, load_run, open_run, read_record, write_record
+from nerf_bridge.run.events import EventLog
+from nerf_bridge.run.preview import image_grid, save_png, save_turntable
+from nerf_bridge.run.report import write_report
+from nerf_bridge.run.state import restore_scene
+from nerf_bridge.scene.cameras import turntable_cameras
+from nerf_bridge.scene.mesh_render import shade_mesh
+from nerf_bridge.scene.scene import Scene, build_scene
+
+logger = logging.getLogger(__name__)
+
+SILHOUETTE_VIEWS, SILHOUETTE_SIZE = 12, 128
+TURNTABLE_FRAMES, TURNTABLE_SIZE = 48, 320
+VERSIONED = ("nerf-bridge", "torch", "numpy", "transformers", "trimesh", "xatlas", "pydantic")
+
+
+def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | None = None) -> RunDirectory:
+    """Make a textured mesh from a prompt; the same call resumes a stopped run and leaves a finished one alone.
+
+    Args:
+        config: every setting.
+        out: the run directory; None: runs/<slug>-s<seed>.
+        prior: a prior to use in place of the one that `config.prior` names.
+
+    Returns:
+        The run directory, with asset, pictures, report and record in it.
+
+    Raises:
+        UserError: the request cannot be met as it stands.
+        RunError: the run failed on the way; its checkpoint stays.
+        Interrupted: the user stopped it; its checkpoint is saved.
+    """
+    device = resolve_device(config.device)
+    backend = resolve_backend(config.backend, device)
+    if prior is None:
+        check_prior_name(config.prior)
+    with open_run(out or default_run_path(config.prompt, config.seed), config) as state:
+        if state.status == "finished":
+            logger.info("%s is finished; nothing to do", state.run.path)
+            return state.run
+        with EventLog(state.run.events) as log, failures_told(state.run, config, log):
+            story(state.run, config, log, device, backend, prior)
+        return state.run
+
+
+def story(
+    run: RunDirectory, config: GenerateConfig, log: EventLog, device: torch.device, backend: str, prior: Prior | None
+) -> None:
+    """The stages of a run, one after the other, each timed."""
+    seconds: dict[str, float] = dict(read_record(run).get("seconds", {}))
+    record = {"prompt": config.prompt, "seed": config.seed, "state": "running", "seconds": seconds}
+    record |= {"device": device_name(device), "backend": backend, "versions": versions()}
+    write_record(run, record)
+    log.append("start", "prior", 0, config.steps)
+    with timed(seconds, "prior"):
+        prior = prior or load_prior(config.prior, device)
+        words = encode_words(prior, config.prompt, config.guidance)
+    record["prior"] = asdict(prior.info())
+    scene = build_scene(config, backend, device)
+    with timed(seconds, "optimise"):
+        optimise(run, config, scene, prior, words, log)
+    log.append("stage", "mesh", config.steps, config.steps)
+    with timed(seconds, "mesh"):
+        statistics = make_mesh(scene, config, run.asset, asset_metadata(config, prior))
+    log.append("stage", "report", config.steps, config.steps)
+    with timed(seconds, "report"):
+        make_pictures(run, config, backend)
+        record |= {"mesh": asdict(statistics), "state": "done"}
+        write_report(run, config, record, run.list_previews())
+    write_record(run, record)
+    log.append("done", "report", config.steps, config.steps)
+
+
+def export(run_path: Path, changes: Mapping[str, object], out: Path | None = None, backend: str = "auto") -> Path:
+    """Make the mesh of a run again with other mesh settings, without optimising again.
+
+    Args:
+        run_path: a run directory whose optimisation has come to its end.
+        changes: settings of `mesh.` to change, by name.
+        out: the GLB to write; None: export.glb in the run directory.
+
+    Raises:
+        UserError: there is no such run, it has no checkpoint, or a setting is wrong.
+    """
+    run, config = load_run(run_path)
+    settings = config.model_dump()
+    settings["mesh"] |= dict(changes)
+    config = build_config(settings)
+    device = torch.device("cpu")
+    scene = build_scene(config, resolve_backend(backend, device), device)
+    if not restore_scene(run, scene):
+        raise UserError(f"{run_path} has no checkpoint to export from: run `generate` first")
+    path = out or run.path / "export.glb"
+    try:
+        make_mesh(scene, config, path, {"prompt": config.prompt, "seed": config.seed, "prior": config.prior})
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
+
+
+def make_mesh(scene: Scene, config: GenerateConfig, path: Path, metadata: dict) -> MeshStatistics:
+    """Take the mesh out of the field, its threshold matched to the field's silhouettes, with a progress bar."""
+    cameras = turntable_cameras(SILHOUETTE_VIEWS, math.radians(20), 3.0, math.radians(40)).to(scene.device)
+    white = torch.ones(SILHOUETTE_VIEWS, 3, device=scene.device)
+    occupied = scene.occupancy.occupied
+    seen = render_in_chunks(scene.field, occupied, cameras, SILHOUETTE_SIZE, white, scene.step_size, scene.backend)
+    with tqdm(total=1.0, desc="mesh", bar_format="{l_bar}{bar}| {postfix}") as bar:
+
+        def on_progress(stage: str, done: float) -> None:
+            bar.set_postfix_str(stage, refresh=False)
+            bar.update(done - bar.n)
+
+        return export_mesh(
+            scene.field,
+            occupied,
+            Silhouettes(cameras, seen.opacity),
+            config.mesh,
+            path,
+            metadata,
+            scene.backend,
+            scene.device,
+            on_progress,
+        )
+
+
+def make_pictures(run: RunDirectory, config: GenerateConfig, backend: str) -> None:
+    """preview.png (four sides) and turntable.mp4, both of the finished mesh."""
+    mesh = load_textured_mesh(run.asset)
+    cameras = turntable_cameras(TURNTABLE_FRAMES, math.radians(15), 3.0, math.radians(40))
+    frames: list[np.ndarray] = []
+    for i in tqdm(range(TURNTABLE_FRAMES), "turntable"):
+        images, _ = shade_mesh(mesh, cameras[[i]], TURNTABLE_SIZE, backend=backend)
+        frames.append(images[0].numpy())
+    quarter = TURNTABLE_FRAMES // 4
+    save_png(run.preview, image_grid(np.stack(frames[::quarter]), 4))
+    save_turntable(run.turntable, frames)
+
+
+def asset_metadata(config: GenerateConfig, prior: Prior) -> dict:
+    """What the asset says of its own making."""
+    info = prior.info()
+    return {"prompt": config.prompt, "seed": config.seed, "prior": info.name, "licence": info.licence}
+
+
+def device_name(device: torch.device) -> str:
+    """The device as people know it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the result."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time that the block takes to `seconds[stage]`, also when it fails."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
+
+
+@contextmanager
+def failures_told(run: RunDirectory, config: GenerateConfig, log: EventLog) -> Iterator[None]:
+    """Turn what goes wrong on the way into one clear RunError that names the checkpoint, and record it."""
+    try:
+        yield
+    except (UserError, Interrupted):
+        raise
+    except RunError as error:
+        raise failed(run, config, log, str(error)) from error
+    except torch.OutOfMemoryError as error:
+        advice = "out of memory; use fewer camera.views, a smaller render.size or fewer render.samples_across"
+        raise failed(run, config, log, advice) from error
+    except OSError as error:
+        raise failed(run, config, log, f"cannot read or write a file: {error}") from error
+
+
+def failed(run: RunDirectory, config: GenerateConfig, log: EventLog, reason: str) -> RunError:
+    """Record the failure as far as the disk allows, and give the error to raise."""
+    try:
+        log.append("failed", "failed", 0, config.steps, {"reason": reason})
+        write_record(run, read_record(run) | {"state": "failed", "reason": reason})
+    except OSError:
+        logger.warning("the failure could not be recorded in %s", run.path)
+    return RunError(f"the run failed: {reason}; its checkpoint, if any, is in {run.checkpoint}")

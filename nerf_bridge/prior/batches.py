@@ -1,0 +1,123 @@
+"""Batches for training the embedded prior, drawn and composed on the GPU without a word to the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nerf_bridge.prior.data.captions import CaptionTable
+from nerf_bridge.prior.data.colours import tint_distribution
+from nerf_bridge.prior.data.model import LibraryModel
+from nerf_bridge.prior.degrade import FLAWS, degrade
+from nerf_bridge.prior.text import TextEncoder
+from nerf_bridge.prior.unet import Condition, camera_features, ray_map
+from nerf_bridge.prior.views import RenderedViews, compose
+
+TINT_PROBABILITY = 0.55
+DEGRADED_SHARE = 8  # one image in this many is degraded
+TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.08
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All that a batch is drawn from, on the GPU.
+
+    Attributes:
+        views: rendered layers.
+        features: of each view without its background, for camera_features: azimuth, elevation, distance, fovy, [n, 4].
+        text, text_mask: vectors [m, length, width] half and mask [m, length] of every caption.
+        captions: rows of text, [models, tints + 1, states, k] int64; tint 0 is the model's own colours.
+        usable: [models, tints + 1] bool, which tints may be drawn.
+        draw: model rows to draw from uniformly, [d] int64; nouns with many models are drawn less than in proportion.
+        tint_mean, tint_spread: [tints, 3]; index 0 is tint 1 of the captions.
+    """
+
+    views: RenderedViews
+    features: Tensor
+    text: Tensor
+    text_mask: Tensor
+    captions: Tensor
+    usable: Tensor
+    draw: Tensor
+    tint_mean: Tensor
+    tint_spread: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images [b, 3, s, s] in -1..1 and what the network is told of them."""
+
+    images: Tensor
+    condition: Condition
+
+
+def prepare(
+    models: list[LibraryModel],
+    captions: CaptionTable,
+    views: RenderedViews,
+    encoder: TextEncoder,
+    device: torch.device,
+) -> TrainingData:
+    """Move everything to `device` and encode every caption once; the encoder is there already."""
+    assert captions.states == ("clean", *FLAWS), "captions and flaws must come in the same order"
+    parts = [encoder(captions.texts[i : i + 2048]) for i in range(0, len(captions.texts), 2048)]
+    counts: dict[str, int] = {}
+    for model in models:
+        counts[model.noun] = counts.get(model.noun, 0) + 1
+    repeats = [max(1, round(8 / counts[model.noun] ** 0.5)) for model in models]
+    cameras = views.cameras
+    features = torch.stack([cameras.azimuth_rad, cameras.elevation_rad, cameras.distance, cameras.fovy_rad], -1)
+    tint_mean, tint_spread = tint_distribution()
+    return TrainingData(
+        views=views.to(device),
+        features=features.to(device),
+        text=torch.cat([hidden.half() for hidden, _ in parts]),
+        text_mask=torch.cat([mask for _, mask in parts]),
+        captions=torch.as_tensor(captions.caption_index, device=device).long(),
+        usable=torch.as_tensor(captions.usable, device=device),
+        draw=torch.repeat_interleave(torch.arange(len(models)), torch.tensor(repeats)).to(device),
+        tint_mean=torch.as_tensor(tint_mean, device=device),
+        tint_spread=torch.as_tensor(tint_spread, device=device),
+    )
+
+
+def draw_batch(data: TrainingData, b: int) -> Batch:
+    """Draw models, views, tints, backgrounds and captions; the first b / DEGRADED_SHARE images are degraded."""
+    device = data.draw.device
+    models = data.draw[torch.randint(len(data.draw), (b,), device=device)]
+    rows = models * data.views.per_model + torch.randint(data.views.per_model, (b,), device=device)
+    n_tints, n_states, n_variants = data.captions.shape[1:]
+    state = torch.zeros(b, dtype=torch.long, device=device)
+    n_degraded = b // DEGRADED_SHARE
+    state[:n_degraded] = torch.randint(1, n_states, (n_degraded,), device=device)
+    tint = torch.randint(1, n_tints, (b,), device=device) * (torch.rand(b, device=device) < TINT_PROBABILITY)
+    variant = torch.randint(n_variants, (b,), device=device)
+    tint = tint * data.usable[models, tint]
+    caption = data.captions[models, tint, state, variant]
+    spread = data.tint_spread[tint - 1] * torch.randn(b, 3, device=device)
+    background = random_backgrounds(b, device)
+    images = compose(data.views.layers[rows], (data.tint_mean[tint - 1] + spread).clamp(0, 1), tint > 0, background)
+    images[:n_degraded] = degrade(images[:n_degraded], state[:n_degraded] - 1)
+    return Batch(2 * images - 1, draw_condition(data, rows, caption, background))
+
+
+def draw_condition(data: TrainingData, rows: Tensor, caption: Tensor, background: Tensor) -> Condition:
+    """What the network is told, with text and camera dropped at random so that it learns the null."""
+    chance = torch.rand(3, len(rows), device=rows.device)
+    known = chance[0] >= CAMERA_DROPOUT
+    camera = camera_features(*data.features[rows].unbind(-1), background, known)
+    camera = camera * (known | (chance[1] < 0.5))[:, None]  # half of the hidden cameras hide the background too
+    cameras = data.views.cameras
+    rays = ray_map(cameras.c2w[rows], cameras.fovy_rad[rows], data.views.layers.shape[-1] // 2)
+    mask = data.text_mask[caption] & (chance[2] >= TEXT_DROPOUT)[:, None]
+    bf16 = torch.bfloat16
+    return Condition(data.text[caption].to(bf16), mask, camera.to(bf16), (rays * known[:, None, None, None]).to(bf16))
+
+
+def random_backgrounds(b: int, device: torch.device) -> Tensor:
+    """[b, 3]: a quarter white, a quarter grey levels, half any colour."""
+    kind = torch.rand(b, 1, device=device)
+    colour = torch.rand(b, 3, device=device)
+    return torch.where(kind < 0.25, torch.ones_like(colour), torch.where(kind < 0.5, colour[:, :1], colour))

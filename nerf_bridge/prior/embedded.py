@@ -1,0 +1,143 @@
+"""The prior that comes with the package: loading its weights, and answering what the pipeline asks of a prior."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nerf_bridge.errors import UserError
+from nerf_bridge.paths import data_path
+from nerf_bridge.prior.protocol import PriorInfo, PromptEmbeddings, ViewCondition
+from nerf_bridge.prior.text import TEXT_WEIGHTS_SHA256, TextEncoder, text_encoder_folder
+from nerf_bridge.prior.unet import Condition, UNet, UNetConfig, camera_features, ray_map, schedule
+from nerf_bridge.run.files import write_json
+
+LARGEST_SHARD_BYTES = 15 * 2**20
+LICENCE = "Apache-2.0; trained on renders of CC0 and CC BY models and of generated shapes, see data/prior/DATA_CARD.md"
+
+
+class EmbeddedPrior:
+    """A small text- and camera-conditioned pixel diffusion model (64 x 64), and its text encoder.
+
+    Times are continuous in (0, 1) on the cosine schedule; images are noised as pixels in -1..1.
+    """
+
+    name = "embedded"
+    knows_cameras = True
+
+    def __init__(self, network: UNet, text_encoder: TextEncoder, device: torch.device, sha256: dict[str, str]):
+        self.image_size = network.config.image_size
+        self.device = device
+        self.dtype = fastest_dtype(device)
+        self.network = network.to(device, self.dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.text_encoder = text_encoder.to(device)
+        self.sha256 = sha256
+
+    def info(self) -> PriorInfo:
+        """Name, licence and hashes."""
+        return PriorInfo(self.name, LICENCE, "trained by this project: nerf_bridge/prior/train.py", self.sha256)
+
+    def encode_prompts(self, prompts: list[str]) -> PromptEmbeddings:
+        """Token vectors of `prompts`; the empty string is the null prompt."""
+        tokens, mask = self.text_encoder(prompts)
+        return PromptEmbeddings(tokens, mask)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images [b, 3, h, w] in 0..1 as pixels in -1..1; differentiable."""
+        return 2 * images - 1
+
+    def decode_image(self, x: Tensor) -> Tensor:
+        """Pixels in -1..1 as images in 0..1."""
+        return (0.5 * x + 0.5).clamp(0, 1)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise level of the cosine schedule at `t` [b]."""
+        return schedule(t)
+
+    @torch.no_grad()
+    def predict_noise(
+        self, noised: Tensor, t: Tensor, embeddings: PromptEmbeddings, condition: ViewCondition | None
+    ) -> Tensor:
+        """Noise in `noised` [b, 3, s, s]: eps = alpha * v + sigma * x_t. Float32, whatever the network computes in."""
+        told = self._condition(len(noised), embeddings, condition)
+        v = self.network(noised.to(self.dtype), t, told).float()
+        alpha, sigma = schedule(t.float())
+        return alpha[:, None, None, None] * v + sigma[:, None, None, None] * noised
+
+    def _condition(self, b: int, embeddings: PromptEmbeddings, condition: ViewCondition | None) -> Condition:
+        rays_size = self.image_size // 2
+        if condition is None:
+            camera = torch.zeros(b, 13, device=self.device)
+            rays = torch.zeros(b, 6, rays_size, rays_size, device=self.device)
+        else:
+            views = condition.cameras
+            known = condition.camera_known
+            known = torch.ones(b, dtype=torch.bool, device=self.device) if known is None else known
+            camera = camera_features(
+                views.azimuth_rad, views.elevation_rad, views.distance, views.fovy_rad, condition.background, known
+            )
+            rays = ray_map(views.c2w, views.fovy_rad, rays_size) * known[:, None, None, None]
+        return Condition(embeddings.tokens.to(self.dtype), embeddings.mask, camera.to(self.dtype), rays.to(self.dtype))
+
+
+def fastest_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, float32 elsewhere."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def load_embedded(device: torch.device | str, folder: Path | None = None) -> EmbeddedPrior:
+    """The embedded prior on `device`, from `folder` or from the package's data.
+
+    Raises:
+        UserError: a weight file is missing, damaged, or not the one that its index names.
+    """
+    folder = folder or data_path("prior/weights")
+    network, sha256 = load_weights(folder)
+    text_encoder = TextEncoder(text_encoder_folder(), network.config.text_length)
+    return EmbeddedPrior(network, text_encoder, torch.device(device), sha256 | {"text encoder": TEXT_WEIGHTS_SHA256})
+
+
+def load_weights(folder: Path) -> tuple[UNet, dict[str, str]]:
+    """The network in float32 and the SHA-256 of each of its files. Raises UserError as load_embedded does."""
+    index_path = folder / "index.json"
+    try:
+        index = json.loads(index_path.read_text())
+        sizes = index["network"] | {"channels": tuple(index["network"]["channels"])}
+        weights: dict[str, Tensor] = {}
+        for name, digest in index["sha256"].items():
+            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+                raise UserError(f"the prior's weight file {folder / name} is damaged: reinstall the package")
+            weights |= load_file(folder / name)
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot load the prior's weights from {folder}: {error}; reinstall the package") from None
+    network = UNet(UNetConfig(**sizes))
+    network.load_state_dict({name: value.float() for name, value in weights.items()})
+    return network, index["sha256"]
+
+
+def save_weights(network: UNet, folder: Path, training: dict) -> None:
+    """Write half-precision safetensors shards of at most 15 MiB, and index.json with sizes, hashes and `training`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[dict[str, Tensor]] = [{}]
+    room = LARGEST_SHARD_BYTES - 2**16
+    for name, value in network.state_dict().items():
+        half = value.detach().to("cpu", torch.float16).contiguous()
+        if room < half.nbytes:
+            shards.append({})
+            room = LARGEST_SHARD_BYTES - 2**16
+        shards[-1][name] = half
+        room -= half.nbytes
+    sha256 = {}
+    for i, shard in enumerate(shards):
+        path = folder / f"unet-{i + 1}-of-{len(shards)}.safetensors"
+        save_file(shard, path)
+        sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    write_json(folder / "index.json", {"network": asdict(network.config), "sha256": sha256, "training": training})

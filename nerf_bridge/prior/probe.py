@@ -1,0 +1,168 @@
+"""What the prior has learned of cameras and words: how much worse it denoises when it is told something wrong.
+
+    python -m nerf_bridge.prior.probe --library library.npz
+
+prints the rise of the denoising error with the azimuth wrong by 90 and by 180 degrees, the elevation wrong by 30
+degrees, and the words of another object, on objects whose silhouettes tell these apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nerf_bridge.prior.data.model import LibraryModel
+from nerf_bridge.prior.data.pack import load_library
+from nerf_bridge.prior.embedded import load_embedded
+from nerf_bridge.prior.render_views import render_views
+from nerf_bridge.prior.text import TextEncoder
+from nerf_bridge.prior.unet import Condition, UNet, camera_features, ray_map, schedule
+from nerf_bridge.scene.cameras import Cameras, orbit_cameras
+
+LARGEST_OVERLAP = 0.8  # IoU of true silhouettes below which an object counts as asymmetric
+TIME = 0.9
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the network is told of each image: azimuth and elevation [n], words [n, length, width] with mask."""
+
+    azimuth_rad: Tensor
+    elevation_rad: Tensor
+    text: Tensor
+    text_mask: Tensor
+
+
+@dataclass(frozen=True)
+class AzimuthProbe:
+    """Images [n, 3, s, s] in -1..1 of asymmetric objects, what is true of them, and one fixed noise for all.
+
+    Background is mid grey, distance 3, field of view 40 degrees.
+    """
+
+    images: Tensor
+    noise: Tensor
+    truth: Told
+
+    @staticmethod
+    def build(
+        models: Sequence[LibraryModel],
+        encoder: TextEncoder,
+        device: torch.device,
+        n_images: int = 192,
+        seed: int = 17,
+    ) -> AzimuthProbe:
+        """Take views of `models` in a random order until `n_images` are found, at most two of a model."""
+        generator = torch.Generator().manual_seed(seed)
+        images, nouns, angles = [], [], []
+        for i in torch.randperm(2 * len(models), generator=generator).tolist():
+            model = models[i % len(models)]
+            azimuth = float(torch.rand((), generator=generator)) * 2 * math.pi
+            elevation = float(torch.rand((), generator=generator)) * 0.5
+            image = _asymmetric_view(model, azimuth, elevation)
+            if image is not None and len(images) < n_images:
+                images.append(image)
+                nouns.append(f"{model.article} {model.noun}".strip())
+                angles.append((azimuth, elevation))
+        text, mask = encoder(nouns)
+        azimuths, elevations = torch.tensor(angles, device=device).unbind(-1)
+        stacked = torch.stack(images)
+        noise = torch.randn(stacked.shape, generator=generator)
+        truth = Told(azimuths, elevations, text.to(device), mask.to(device))
+        return AzimuthProbe(stacked.to(device), noise.to(device), truth)
+
+    def measure(self, network: UNet) -> dict[str, float]:
+        """Error of v at TIME when told the truth, and its relative rise when told something wrong."""
+        truth = self.truth
+        shifted = torch.arange(len(self.images), device=self.images.device).roll(len(self.images) // 2)
+        wrong = {
+            "azimuth_90": replace(truth, azimuth_rad=truth.azimuth_rad + math.pi / 2),
+            "azimuth_180": replace(truth, azimuth_rad=truth.azimuth_rad + math.pi),
+            "elevation_30": replace(truth, elevation_rad=truth.elevation_rad + math.pi / 6),
+            "words": replace(truth, text=truth.text[shifted], text_mask=truth.text_mask[shifted]),
+        }
+        right = self._error(network, truth)
+        rises = {f"rise_{name}": self._error(network, told) / right - 1 for name, told in wrong.items()}
+        return {"error": right, **rises}
+
+    @torch.no_grad()
+    def _error(self, network: UNet, told: Told) -> float:
+        parameter = next(network.parameters())
+        device, dtype = parameter.device, parameter.dtype
+        t = torch.full((len(self.images),), TIME, device=device)
+        alpha, sigma = (level[:, None, None, None] for level in schedule(t))
+        noised = alpha * self.images + sigma * self.noise
+        target = alpha * self.noise - sigma * self.images
+        condition = _condition(told, network.config.image_size // 2, dtype)
+        total = 0.0
+        for rows in torch.arange(len(self.images), device=device).split(32):
+            part = Condition(
+                condition.text[rows], condition.text_mask[rows], condition.camera[rows], condition.rays[rows]
+            )
+            v = network(noised[rows].to(dtype), t[rows], part).float()
+            total += float(((v - target[rows]) ** 2).mean((1, 2, 3)).sum())
+        return total / len(self.images)
+
+
+def _condition(told: Told, size: int, dtype: torch.dtype) -> Condition:
+    cameras = _cameras(told.azimuth_rad, told.elevation_rad)
+    grey = torch.full((len(cameras), 3), 0.5, device=told.text.device)
+    known = torch.ones(len(cameras), dtype=torch.bool, device=told.text.device)
+    camera = camera_features(
+        cameras.azimuth_rad, cameras.elevation_rad, cameras.distance, cameras.fovy_rad, grey, known
+    )
+    rays = ray_map(cameras.c2w, cameras.fovy_rad, size)
+    return Condition(told.text.to(dtype), told.text_mask, camera.to(dtype), rays.to(dtype))
+
+
+def _cameras(azimuth_rad: Tensor, elevation_rad: Tensor) -> Cameras:
+    same = torch.ones_like(azimuth_rad)
+    return orbit_cameras(azimuth_rad, elevation_rad, 3 * same, math.radians(40) * same)
+
+
+def _asymmetric_view(model: LibraryModel, azimuth: float, elevation: float) -> Tensor | None:
+    """The view [3, s, s] in -1..1 on grey, or None where the object's outline is much the same from other sides."""
+    angles = torch.tensor([azimuth, azimuth + math.pi / 2, azimuth + math.pi])
+    cameras = _cameras(angles, torch.full_like(angles, elevation))
+    layers = torch.from_numpy(
+        render_views(
+            model.vertices,
+            model.faces,
+            model.face_colors,
+            model.face_tintable,
+            cameras.c2w.numpy(),
+            cameras.fovy_rad.numpy(),
+        )
+    )
+    solid = layers[:, 7] > 127
+    overlap = max(float((solid[0] & other).sum() / (solid[0] | other).sum().clamp(min=1)) for other in solid[1:])
+    if overlap >= LARGEST_OVERLAP or solid[0].float().mean() < 0.05:
+        return None
+    x = layers[0].float() / 255
+    return 2 * (x[0:3] + x[3:6] + (1 - x[7:8]) * 0.5) - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--library", type=Path, required=True, help="packed models (nerf_bridge.prior.data.pack)")
+    parser.add_argument("--weights", type=Path, help="folder of weights; default: the package's own")
+    parser.add_argument("--models", choices=["trained", "holdout"], default="trained", help="which models to look at")
+    arguments = parser.parse_args()
+    held_out = arguments.models == "holdout"
+    models = [model for model in load_library(arguments.library) if model.holdout == held_out]
+    prior = load_embedded("cpu", arguments.weights)
+    probe = AzimuthProbe.build(models, prior.text_encoder, torch.device("cpu"))
+    figures = {"images": len(probe.images), **probe.measure(prior.network)}
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

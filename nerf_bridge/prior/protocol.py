@@ -1,0 +1,116 @@
+"""What the pipeline asks of a diffusion prior, and the records that pass between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from nerf_bridge.scene.cameras import Cameras
+
+
+@dataclass(frozen=True)
+class PromptEmbeddings:
+    """Encoded prompts, one row a prompt."""
+
+    tokens: Tensor  # [n, length, dim]
+    mask: Tensor  # [n, length] bool, True where a token is
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def select(self, indices: Sequence[int] | Tensor) -> PromptEmbeddings:
+        """The rows `indices` ([m] integers, repetitions allowed), in that order."""
+        rows = torch.as_tensor(indices, dtype=torch.long, device=self.tokens.device)
+        return PromptEmbeddings(self.tokens[rows], self.mask[rows])
+
+    def repeat(self, times: int) -> PromptEmbeddings:
+        """The whole list `times` times over: [a, b] repeated twice is [a, b, a, b]."""
+        return PromptEmbeddings(self.tokens.repeat(times, 1, 1), self.mask.repeat(times, 1))
+
+    @staticmethod
+    def cat(parts: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
+        """All rows of `parts` in one list; shorter ones are padded with masked zeros to the longest."""
+        length = max(part.tokens.shape[1] for part in parts)
+        padded = [part._padded(length) for part in parts]
+        return PromptEmbeddings(torch.cat([part.tokens for part in padded]), torch.cat([part.mask for part in padded]))
+
+    def _padded(self, length: int) -> PromptEmbeddings:
+        missing = length - self.tokens.shape[1]
+        tokens = torch.nn.functional.pad(self.tokens, (0, 0, 0, missing))
+        return PromptEmbeddings(tokens, torch.nn.functional.pad(self.mask, (0, missing)))
+
+
+@dataclass(frozen=True)
+class ViewCondition:
+    """Where each image was taken from and what is behind its object."""
+
+    cameras: Cameras  # b cameras
+    background: Tensor  # [b, 3] in 0..1
+    camera_known: Tensor | None = None  # [b] bool, False hides the camera of that image; none: all are known
+
+    def repeat(self, times: int) -> ViewCondition:
+        """The whole list `times` times over, as PromptEmbeddings.repeat does."""
+        rows = list(range(self.background.shape[0])) * times
+        known = None if self.camera_known is None else self.camera_known[rows]
+        return ViewCondition(self.cameras[rows], self.background[rows], known)
+
+    def hiding(self, hidden: Tensor) -> ViewCondition:
+        """The same views without the cameras of the images where `hidden` ([b] bool) is True."""
+        known = ~hidden if self.camera_known is None else self.camera_known & ~hidden
+        return replace(self, camera_known=known)
+
+
+@dataclass(frozen=True)
+class PriorInfo:
+    """Which model it is, for the report and for repeating a run."""
+
+    name: str
+    licence: str
+    source: str  # where the weights come from
+    sha256: dict[str, str]  # file name to hexadecimal digest
+
+
+class Prior(Protocol):
+    """A diffusion model that says what an image of a prompt should look like.
+
+    Every prior answers in noise (epsilon), whatever it was trained to predict, so that each guidance method is
+    written once. `x` is what the model noises: pixels, or latents of a latent model. Noised images are
+    alpha_t * x + sigma_t * noise.
+    """
+
+    name: str
+    image_size: int  # pixels along a side of the images that encode_image takes
+    knows_cameras: bool  # whether predict_noise uses its condition
+
+    def info(self) -> PriorInfo:
+        """Name, licence, origin and hashes of the model."""
+        ...
+
+    def encode_prompts(self, prompts: list[str]) -> PromptEmbeddings:
+        """Embeddings of `prompts`, one row each; the empty string is the null prompt."""
+        ...
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """x [b, c, h', w'] of `images` [b, 3, h, w] in 0..1; differentiable."""
+        ...
+
+    def decode_image(self, x: Tensor) -> Tensor:
+        """Images [b, 3, h, w] in 0..1 of `x` [b, c, h', w']."""
+        ...
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise level, [b] each, at times `t` [b] in (0, 1); noise grows with t."""
+        ...
+
+    def predict_noise(
+        self, noised: Tensor, t: Tensor, embeddings: PromptEmbeddings, condition: ViewCondition | None
+    ) -> Tensor:
+        """The noise in `noised` [b, c, h', w'] at `t` [b], for b prompts and b views; no gradient.
+
+        Without a condition the view is unknown; a prior that knows no cameras ignores it.
+        """
+        ...

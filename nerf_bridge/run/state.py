@@ -1,0 +1,87 @@
+"""What a checkpoint of the optimisation holds: the scene, the optimiser's moments, and where the run stands."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from nerf_bridge.config import GenerateConfig
+from nerf_bridge.run.checkpoint import load_checkpoint, save_checkpoint
+from nerf_bridge.run.directory import RunDirectory
+from nerf_bridge.run.health import EmptyGuard, StepGuard
+from nerf_bridge.scene.scene import Scene
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: steps done and what its guards remember."""
+
+    step: int = 0
+    guard: StepGuard = field(default_factory=StepGuard)
+    empty: EmptyGuard = field(default_factory=EmptyGuard)
+
+
+def build_optimiser(scene: Scene, config: GenerateConfig) -> torch.optim.Adam:
+    """Adam with one group for the hash grid and one for the decoder and the environment."""
+    grid = [scene.field.table]
+    rest = [p for p in scene.field.parameters() if p is not scene.field.table] + list(scene.environment.parameters())
+    groups = [{"params": grid, "lr": config.optim.lr_grid}, {"params": rest, "lr": config.optim.lr_decoder}]
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
+
+
+def scene_tensors(scene: Scene, optimiser: torch.optim.Adam) -> dict[str, Tensor]:
+    """Everything that a checkpoint holds in tensors, by name."""
+    modules = {"field": scene.field, "occupancy": scene.occupancy, "environment": scene.environment}
+    tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
+    for i, entries in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{key}": value for key, value in entries.items()}
+    return tensors
+
+
+def load_scene(scene: Scene, tensors: dict[str, Tensor]) -> None:
+    """Put the scene of a checkpoint's tensors back."""
+    scene.field.load_state_dict(_part(tensors, "field."))
+    scene.occupancy.load_state_dict(_part(tensors, "occupancy."))
+    scene.environment.load_state_dict(_part(tensors, "environment."))
+
+
+def load_tensors(scene: Scene, optimiser: torch.optim.Adam, tensors: dict[str, Tensor]) -> None:
+    """Put scene and moments of a checkpoint's tensors back; the inverse of scene_tensors."""
+    load_scene(scene, tensors)
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in _part(tensors, "optimiser.").items():
+        index, key = name.split(".")
+        moments.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
+
+
+def save(
+    run: RunDirectory, scene: Scene, optimiser: torch.optim.Adam, config: GenerateConfig, progress: Progress
+) -> None:
+    """Checkpoint the run."""
+    save_checkpoint(run.checkpoint, scene_tensors(scene, optimiser), asdict(progress) | {"config": config.hash()})
+
+
+def restore(run: RunDirectory, scene: Scene, optimiser: torch.optim.Adam) -> Progress | None:
+    """Load the checkpoint of `run`, if there is one. Raises UserError when it is damaged."""
+    loaded = load_checkpoint(run.checkpoint)
+    if loaded is None:
+        return None
+    tensors, state = loaded
+    load_tensors(scene, optimiser, tensors)
+    return Progress(state["step"], StepGuard(**state["guard"]), EmptyGuard(**state["empty"]))
+
+
+def restore_scene(run: RunDirectory, scene: Scene) -> bool:
+    """Load the scene alone from the checkpoint of `run`; False when there is none. Raises UserError when damaged."""
+    loaded = load_checkpoint(run.checkpoint)
+    if loaded is None:
+        return False
+    load_scene(scene, loaded[0])
+    return True
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

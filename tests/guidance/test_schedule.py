@@ -1,0 +1,83 @@
+"""Stages, times, noise and weights as functions of the step alone."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nerf_bridge.guidance.schedule import (
+    draw_noise,
+    draw_times,
+    noise_weight,
+    stage_at,
+    step_generator,
+    t_max_at,
+)
+
+
+@pytest.mark.parametrize(
+    ("steps", "bridge_from", "first_of_two"),
+    [(300, 0.75, 225), (10, 0.7, 7), (10, 0.3, 3), (7, 0.5, 4), (100, 0.0, 0), (1, 0.75, 1), (25_000, 0.8, 20_000)],
+)
+def test_stage_two_starts_at_the_fraction(steps, bridge_from, first_of_two):
+    stages = [stage_at(step, steps, bridge_from) for step in range(steps)]
+    assert stages == [1] * min(first_of_two, steps) + [2] * (steps - first_of_two)
+
+
+def test_no_stage_two_when_it_would_start_at_the_end():
+    assert {stage_at(step, 40, 1.0) for step in range(40)} == {1}
+
+
+def test_t_max_is_linear_from_start_to_end():
+    assert t_max_at(0, 101, 0.95, 0.5) == 0.95
+    assert t_max_at(100, 101, 0.95, 0.5) == pytest.approx(0.5)
+    assert t_max_at(50, 101, 0.95, 0.5) == pytest.approx(0.725)
+    assert t_max_at(0, 1, 0.95, 0.5) == 0.95
+
+
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    step=st.integers(0, 10**6),
+    t_min=st.floats(0, 0.4),
+    span=st.floats(0.01, 0.6),
+)
+def test_times_stay_in_range_and_inside_zero_and_one(seed, step, t_min, span):
+    times = draw_times(seed, step, 8, t_min, t_min + span)
+    assert times.shape == (8,) and times.dtype == torch.float32
+    assert (times > 0).all() and (times < 1).all()
+    assert (times >= t_min - 1e-6).all() and (times <= max(t_min + span, 1e-4) + 1e-6).all()
+
+
+def test_times_fill_the_range_evenly():
+    times = torch.cat([draw_times(1, step, 4, 0.1, 0.9) for step in range(2500)])
+    shares = torch.histc(times, bins=4, min=0.1, max=0.9) / times.numel()
+    assert (shares - 0.25).abs().max() < 4 * math.sqrt(0.25 * 0.75 / times.numel())
+
+
+def test_a_resumed_run_draws_the_same():
+    unbroken = [(draw_times(7, step, 4, 0.05, 0.9), draw_noise(7, step, (4, 3, 2, 2))) for step in range(6)]
+    torch.manual_seed(0)
+    torch.rand(100)
+    for step in (4, 5):
+        assert torch.equal(unbroken[step][0], draw_times(7, step, 4, 0.05, 0.9))
+        assert torch.equal(unbroken[step][1], draw_noise(7, step, (4, 3, 2, 2)))
+
+
+def test_steps_seeds_and_purposes_draw_differently():
+    draws = [draw_noise(seed, step, (16,)) for seed in (0, 1) for step in (0, 1, 2)]
+    draws.append(torch.randn(16, generator=step_generator(0, 0, "cameras")))
+    for i, a in enumerate(draws):
+        assert all(not torch.equal(a, b) for b in draws[:i])
+
+
+def test_sigma2_weight_is_one_minus_alpha_bar_and_holds_for_flows():
+    alpha_bar = torch.tensor([0.9, 0.5, 0.01], dtype=torch.float64)
+    assert torch.allclose(noise_weight(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), "sigma2"), 1 - alpha_bar)
+    tau = torch.tensor([0.25], dtype=torch.float64)
+    assert noise_weight(1 - tau, tau, "sigma2").item() == pytest.approx(0.25**2 / (0.75**2 + 0.25**2))
+
+
+def test_weight_one_is_one():
+    assert torch.equal(noise_weight(torch.tensor([0.3]), torch.tensor([0.4]), "one"), torch.ones(1))

@@ -1,0 +1,139 @@
+"""Density grids and their surfaces, on shapes with known geometry."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from analytic_fields import (
+    RED,
+    AnalyticField,
+    all_occupied,
+    box,
+    l_field,
+    sphere,
+    sphere_field,
+    surface_error,
+    torus_field,
+)
+from scipy.spatial import cKDTree
+
+from nerf_bridge.mesh import surface
+from nerf_bridge.mesh.data import Mesh
+from nerf_bridge.mesh.geometry import face_bodies, face_volumes, is_watertight, vertex_normals
+from nerf_bridge.mesh.surface import marching_cubes, refine_on_edges, sample_density
+
+RESOLUTION = 48
+CELL = 2 / RESOLUTION
+THRESHOLD = 40.0
+
+
+def surface_of(field: AnalyticField, occupied: torch.Tensor | None = None, resolution: int = RESOLUTION) -> Mesh:
+    occupied = all_occupied() if occupied is None else occupied
+    grid = sample_density(field, occupied, resolution)
+    return refine_on_edges(marching_cubes(grid, THRESHOLD), grid, field, occupied, THRESHOLD)
+
+
+def euler_number(mesh: Mesh) -> int:
+    edges = np.unique(
+        np.sort(np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]]), axis=1), axis=0
+    )
+    return len(mesh.vertices) - len(edges) + len(mesh.faces)
+
+
+def points_on_surface(field: AnalyticField, n: int = 20000) -> np.ndarray:
+    """Random points moved onto the surface along the gradient of the distance."""
+    points = (
+        torch.rand(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float32) * 2 - 1
+    ).requires_grad_()
+    for _ in range(4):
+        distance = field.distances(points).amin(dim=0)
+        (gradient,) = torch.autograd.grad(distance.sum(), points)
+        points = (points - distance[:, None] * gradient).detach().requires_grad_()
+    return points.detach()[surface_error(field, points.detach()) < 1e-3].numpy()
+
+
+@pytest.mark.parametrize(
+    ("field", "euler"), [(sphere_field(), 2), (torus_field(), 0), (l_field(), 2)], ids=["sphere", "torus", "l"]
+)
+def test_known_shapes_come_out_within_a_cell(field: AnalyticField, euler: int) -> None:
+    mesh = surface_of(field)
+    truth = points_on_surface(field)
+    assert len(truth) > 1000
+    to_mesh = cKDTree(mesh.vertices).query(truth)[0]
+    to_truth = surface_error(field, torch.as_tensor(mesh.vertices).float())
+    assert to_mesh.max() < 1.5 * CELL and to_mesh.mean() < CELL
+    assert float(to_truth.max()) < 0.5 * CELL and float(to_truth.mean()) < 0.1 * CELL
+    assert is_watertight(mesh)
+    assert face_bodies(mesh).max() == 0
+    assert euler_number(mesh) == euler
+    assert face_volumes(mesh).sum() > 0
+
+
+def test_refinement_finds_the_steep_surface_that_straight_lines_miss() -> None:
+    field = sphere_field()
+    grid = sample_density(field, all_occupied(), RESOLUTION)
+    straight = marching_cubes(grid, 2.0)
+    refined = refine_on_edges(straight, grid, field, all_occupied(), 2.0)
+    sigma = [field.density(torch.as_tensor(mesh.vertices).float()) for mesh in (straight, refined)]
+    errors = [float((value / 2.0).log().abs().mean()) for value in sigma]
+    assert errors[1] < 0.2 * errors[0]
+
+
+def test_normals_point_outward() -> None:
+    mesh = surface_of(sphere_field())
+    radial = mesh.vertices / np.linalg.norm(mesh.vertices, axis=1, keepdims=True)
+    normals = vertex_normals(mesh)
+    assert np.allclose(np.linalg.norm(normals, axis=1), 1)
+    assert (normals * radial).sum(axis=1).min() > 0.95
+
+
+def test_a_body_that_touches_the_wall_is_closed_at_the_wall() -> None:
+    mesh = surface_of(AnalyticField([(box((0.0, 0.0, -0.8), (0.4, 0.4, 0.6)), RED)]))
+    assert is_watertight(mesh)
+    assert mesh.vertices[:, 2].min() == pytest.approx(-1.0, abs=0.05 * CELL)
+
+
+def test_nothing_above_the_threshold_gives_an_empty_mesh() -> None:
+    grid = sample_density(sphere_field(), all_occupied(), 16)
+    assert len(marching_cubes(grid, 1e6).faces) == 0
+
+
+def test_the_field_is_asked_in_bounded_chunks_and_only_where_occupied(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Recording(AnalyticField):
+        def density(self, points: torch.Tensor) -> torch.Tensor:
+            asked.append(points)
+            return super().density(points)
+
+    monkeypatch.setattr(surface, "CHUNK", 1000)
+    occupied = torch.zeros(8, 8, 8, dtype=torch.bool)
+    occupied[4:, 2:6, :4] = True
+    grid = sample_density(Recording([(sphere((0.0, 0.0, 0.0), 0.6), RED)]), occupied, 32)
+    points = torch.cat(asked)
+    assert max(len(part) for part in asked) <= 1000
+    assert len(points) == 16 * 16 * 16
+    assert points[:, 0].min() > 0 and points[:, 1].abs().max() < 0.5 and points[:, 2].max() < 0
+    assert not grid.sigma[:16].any() and grid.sigma[16:, 8:24, :16].any()
+    index = (0, 16, 16)
+    center = (torch.tensor([index]) + 0.5) / 16 - 1
+    dense = sample_density(sphere_field(), all_occupied(), 32)
+    assert dense.sigma[index] == pytest.approx(float(sphere_field().density(center)[0]), rel=1e-5)
+
+
+def test_values_that_are_not_finite_count_as_empty(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(AnalyticField):
+        def density(self, points: torch.Tensor) -> torch.Tensor:
+            sigma = super().density(points)
+            sigma[points[:, 0] > 0.9] = float("nan")
+            sigma[points[:, 0] < -0.9] = float("inf")
+            return sigma
+
+    with caplog.at_level(logging.WARNING):
+        grid = sample_density(Broken([(sphere((0.0, 0.0, 0.0), 0.6), RED)]), all_occupied(), 40)
+    assert np.isfinite(grid.sigma).all()
+    assert grid.non_finite == 2 * 2 * 40 * 40
+    assert "not finite" in caplog.text

@@ -1,0 +1,137 @@
+"""Choosing and loading a backend, and what the callers see when it cannot be had."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from nerf_bridge.errors import UserError
+from nerf_bridge.ops import backend, build
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """Every test starts and ends without remembered libraries, failures and log lines."""
+    for cached in (backend.load, backend._log_once):
+        cached.cache_clear()
+    yield
+    for cached in (backend.load, backend._log_once):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def without_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(backend, "PREBUILT_DIR", tmp_path / "none")
+
+
+@pytest.mark.compiler
+def test_auto_takes_the_kernels_of_the_device_and_says_so_once(caplog):
+    caplog.set_level(logging.INFO)
+    assert backend.resolve_backend("auto", "cpu") == "cpu" == backend.resolve_backend("auto", torch.device("cpu"))
+    assert [record.getMessage() for record in caplog.records].count("backend: cpu") == 1
+
+
+def test_auto_falls_to_torch_without_a_compiler_with_one_line(without_compiler, caplog):
+    assert backend.resolve_backend("auto", "cpu") == backend.resolve_backend("auto", "cpu") == "torch"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "no compiler for the cpu kernels" in record.getMessage()
+
+
+def test_asked_for_by_name_and_absent_is_an_error_with_the_remedy(without_compiler):
+    expected = r"backend 'cpu' cannot be loaded: no compiler .*apt install g\+\+.*--backend torch"
+    with pytest.raises(UserError, match=expected):
+        backend.resolve_backend("cpu", "cpu")
+
+
+def test_torch_is_always_there(without_compiler, caplog):
+    caplog.set_level(logging.INFO)
+    assert backend.resolve_backend("torch", "cpu") == "torch"
+    assert "backend: torch (asked for)" in caplog.text
+
+
+def test_a_device_without_kernels_gets_torch():
+    assert backend.resolve_backend("auto", "meta") == "torch"
+
+
+@pytest.mark.parametrize(("requested", "device"), [("cuda", "cpu"), ("cpu", "cuda")])
+def test_a_backend_of_another_device_is_refused(requested, device):
+    with pytest.raises(UserError, match=f"use --device {requested} or --backend auto"):
+        backend.resolve_backend(requested, device)
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(UserError, match="expected one of auto, cuda, cpu, torch, got 'gpu'"):
+        backend.resolve_backend("gpu", "cpu")
+
+
+def test_cuda_without_a_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch sees no CUDA GPU"):
+        backend.library("cuda")
+
+
+def test_a_failure_is_kept_for_the_process(tmp_path, monkeypatch):
+    calls = []
+
+    def fail(kind: str, target: str) -> Path:
+        calls.append(kind)
+        raise build.BuildError("boom")
+
+    monkeypatch.setattr(backend, "PREBUILT_DIR", tmp_path)
+    monkeypatch.setattr(build, "cached_library", fail)
+    for _ in range(3):
+        with pytest.raises(UserError, match="boom"):
+            backend.library("cpu")
+    assert calls == ["cpu"]
+
+
+def test_a_library_that_does_not_load_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(backend, "PREBUILT_DIR", tmp_path / "none")
+    broken = tmp_path / "broken.so"
+    broken.write_text("not a library")
+    monkeypatch.setattr(build, "cached_library", lambda kind, target: broken)
+    with pytest.raises(UserError, match="broken.so"):
+        backend.library("cpu")
+
+
+@pytest.mark.compiler
+def test_a_current_prebuilt_library_needs_no_compiler(tmp_path, monkeypatch):
+    built = build.cached_library("cpu", build.host_target())
+    prebuilt = tmp_path / "prebuilt"
+    prebuilt.mkdir()
+    for suffix in (".so", ".json"):
+        shutil.copy(built.with_suffix(suffix), prebuilt)
+    monkeypatch.setattr(backend, "PREBUILT_DIR", prebuilt)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert backend.resolve_backend("cpu", "cpu") == "cpu"
+    assert backend.library("cpu")._name == str(prebuilt / "libnerf_bridge_cpu.so")
+
+
+def test_check_tensor_says_what_was_expected_and_what_came():
+    tensor = torch.zeros(2, 3)
+    backend.check_tensor("x", tensor, (None, 3), like=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"x: expected shape \[4, any\], got \[2, 3\]"):
+        backend.check_tensor("x", tensor, (4, None))
+    with pytest.raises(ValueError, match="x: expected dtype torch.float64, got torch.float32"):
+        backend.check_tensor("x", tensor, (2, 3), like=torch.zeros(1, dtype=torch.float64))
+    with pytest.raises(ValueError, match="x: expected device meta, got cpu"):
+        backend.check_tensor("x", tensor, (2, 3), like=torch.zeros(1, device="meta"))
+
+
+def test_check_float_knows_what_each_backend_takes():
+    backend.check_float("x", torch.zeros(1, dtype=torch.float64), "cpu")
+    with pytest.raises(ValueError, match="expects torch.float32 or torch.float64, got torch.float16"):
+        backend.check_float("x", torch.zeros(1, dtype=torch.float16), "cpu")
+
+
+@pytest.mark.compiler
+def test_kernels_refuse_tensors_that_they_would_misread():
+    with pytest.raises(TypeError, match="march_count: expected contiguous tensors on cpu"):
+        backend.run_kernel("cpu", "march_count", torch.zeros(3, 4).T)

@@ -1,0 +1,158 @@
+"""Building the kernels: compilers there and missing, cache, lock, failures, ahead of time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from nerf_bridge.ops import build
+
+BUILD_SCRIPT = Path(build.__file__)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NERF_BRIDGE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def fake_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, work: str) -> Path:
+    """A compiler in CXX that logs each build, does `work` ($out: its output file), and returns the log's path."""
+    log, script = folder / "builds.log", folder / "c++-fake"
+    script.write_text(
+        f'#!/bin/sh\nif [ "$1" = --version ]; then echo fake 1.0; exit 0; fi\necho "$@" >> {log}\n'
+        f'while [ $# -gt 1 ]; do [ "$1" = -o ] && out="$2"; shift; done\n{work}\n'
+    )
+    script.chmod(0o755)
+    log.touch()
+    monkeypatch.setenv("CXX", str(script))
+    return log
+
+
+def no_compilers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = folder / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))
+    for name in ("CXX", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(("kind", "remedy"), [("cpu", "apt install g\\+\\+"), ("cuda", "install the CUDA toolkit")])
+def test_no_compiler_says_what_was_looked_for_and_the_remedy(kind, remedy, tmp_path, monkeypatch):
+    no_compilers(tmp_path, monkeypatch)
+    monkeypatch.setattr(build, "_nvcc_candidates", lambda: ["nvcc"])
+    with pytest.raises(build.BuildError, match=f"no compiler for the {kind} kernels .*{remedy}") as caught:
+        build.cached_library(kind, "any")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_second_call_finds_the_first_one_s_library(cache, tmp_path, monkeypatch):
+    log = fake_compiler(tmp_path, monkeypatch, 'echo library > "$out"')
+    first = build.cached_library("cpu", "here")
+    assert build.cached_library("cpu", "here") == first and first.read_text() == "library\n"
+    assert len(log.read_text().splitlines()) == 1 and first.is_relative_to(cache)
+    assert build.cached_library("cpu", "elsewhere") != first
+    assert json.loads(first.with_suffix(".json").read_text()) == {
+        "sources": build.source_hash("cpu"),
+        "targets": ["here"],
+    }
+
+
+def test_processes_that_ask_together_build_once(cache, tmp_path, monkeypatch):
+    log = fake_compiler(tmp_path, monkeypatch, 'sleep 0.3; echo library > "$out"')
+    threads = [threading.Thread(target=build.cached_library, args=("cpu", "here")) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_a_failed_build_names_the_first_error_and_leaves_nothing(tmp_path, monkeypatch):
+    fake_compiler(
+        tmp_path, monkeypatch, 'echo half > "$out"; echo "note: x" >&2; echo "a.cpp:1: error: boom" >&2; exit 1'
+    )
+    with pytest.raises(build.BuildError, match="building the cpu kernels failed: a.cpp:1: error: boom"):
+        build.build_library("cpu", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):
+    fake_compiler(tmp_path, monkeypatch, 'echo library > "$out"')
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NERF_BRIDGE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(build.BuildError, match="set NERF_BRIDGE_CACHE to a writable folder"):
+        build.cached_library("cpu", "here")
+
+
+def test_the_cache_is_found_through_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("NERF_BRIDGE_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert build.cache_dir() == tmp_path / "nerf_bridge"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert build.cache_dir() == Path.home() / ".cache" / "nerf_bridge"
+
+
+def test_a_library_is_current_only_for_its_sources_and_target(tmp_path, monkeypatch):
+    sources = tmp_path / "cuda_ext"
+    shutil.copytree(build.source_dir(), sources)
+    monkeypatch.setattr(build, "source_dir", lambda: sources)
+    fake_compiler(tmp_path, monkeypatch, 'echo library > "$out"')
+    library = build.build_library("cpu", tmp_path / "out", ("here",))
+    assert build.is_current(library, "cpu", "here") and not build.is_current(library, "cpu", "there")
+    header = sources / "include" / "march.h"
+    header.write_text(header.read_text() + "\n")
+    assert not build.is_current(library, "cpu", "here")
+    library.with_suffix(".json").write_text("{ torn")
+    assert not build.is_current(library, "cpu", "here")
+    assert not build.is_current(tmp_path / "none.so", "cpu", "here")
+
+
+def test_missing_sources_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "__file__", str(tmp_path / "a" / "b" / "build.py"))
+    with pytest.raises(build.BuildError, match="the kernels' sources are missing"):
+        build.source_dir()
+
+
+def test_the_script_runs_without_torch(tmp_path, monkeypatch):
+    fake_compiler(tmp_path, monkeypatch, 'echo library > "$out"')
+    run = f"runpy.run_path({str(BUILD_SCRIPT)!r}, run_name='__main__')"
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys, runpy; sys.modules['torch'] = None; {run}",
+        "--cpu",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert build.is_current(build.library_path("cpu", tmp_path / "out"), "cpu", build.host_target())
+
+
+def test_the_command_line_refuses_nothing_and_reports_failure(tmp_path, monkeypatch, caplog):
+    with pytest.raises(SystemExit) as caught:
+        build.main(["--out", str(tmp_path)])
+    assert caught.value.code == 2
+    fake_compiler(tmp_path, monkeypatch, "exit 3")
+    assert build.main(["--cpu", "--out", str(tmp_path / "out")]) == 2
+    assert "building the cpu kernels failed: status 3" in caplog.text
+
+
+@pytest.mark.compiler
+def test_the_real_compiler_builds_all_cpu_kernels(tmp_path):
+    library = build.build_library("cpu", tmp_path)
+    assert library.stat().st_size > 10_000 and build.is_current(library, "cpu", build.host_target())
+
+
+@pytest.mark.slow
+@pytest.mark.nvcc
+def test_plain_nvcc_builds_the_cuda_kernels_without_a_gpu(tmp_path):
+    library = build.build_library("cuda", tmp_path, ("sm_80", "sm_90"))
+    assert build.is_current(library, "cuda", "sm_90") and build.is_current(library, "cuda", "sm_80")

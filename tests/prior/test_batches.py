@@ -1,0 +1,73 @@
+"""Training batches and flaws, drawn on the CPU from a few primitives."""
+
+import pytest
+import torch
+
+from nerf_bridge.prior.batches import TrainingData, draw_batch, prepare
+from nerf_bridge.prior.data.captions import build_caption_table
+from nerf_bridge.prior.data.primitives import build_primitives
+from nerf_bridge.prior.degrade import FLAWS, degrade
+from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
+from nerf_bridge.prior.views import compose, render_library, training_cameras
+
+
+@pytest.fixture(scope="module")
+def data() -> TrainingData:
+    models = build_primitives(0, n_single=3, n_pairs=1)
+    captions = build_caption_table(models, 0)
+    views = render_library(models, 3, seed=0, size=64, n_threads=1, show_progress=False)
+    encoder = TextEncoder(text_encoder_folder(), 40)
+    return prepare(models, captions, views, encoder, torch.device("cpu"))
+
+
+def test_batches_have_images_in_range_and_conditions_of_the_right_shapes(data: TrainingData) -> None:
+    torch.manual_seed(0)
+    batch = draw_batch(data, 16)
+    assert batch.images.shape == (16, 3, 64, 64)
+    assert float(batch.images.min()) >= -1.001
+    assert float(batch.images.max()) <= 1.001
+    assert batch.condition.text.shape == (16, 40, 384)
+    assert batch.condition.rays.shape == (16, 6, 32, 32)
+    assert float(batch.images.std()) > 0.1
+
+
+def test_text_and_camera_are_dropped_now_and_then(data: TrainingData) -> None:
+    torch.manual_seed(0)
+    condition = draw_batch(data, 512).condition
+    without_words = (~condition.text_mask.any(1)).float().mean()
+    without_rays = (condition.rays.abs().amax((1, 2, 3)) == 0).float().mean()
+    assert 0.05 < without_words < 0.16
+    assert 0.04 < without_rays < 0.13
+
+
+def test_compose_tints_only_what_is_tintable_and_fills_the_background() -> None:
+    layers = torch.zeros(1, 8, 2, 2, dtype=torch.uint8)
+    layers[0, 0, 0, 0], layers[0, 7, 0, 0] = 255, 255  # a pixel of untintable red
+    layers[0, 4, 0, 1], layers[0, 6, 0, 1], layers[0, 7, 0, 1] = 255, 128, 255  # a pixel of tintable green
+    blue, white = torch.tensor([[0.0, 0.0, 1.0]]), torch.ones(1, 3)
+    plain = compose(layers, blue, torch.tensor([False]), white)[0]
+    tinted = compose(layers, blue, torch.tensor([True]), white)[0]
+    assert plain[:, 0, 0].tolist() == tinted[:, 0, 0].tolist() == [1.0, 0.0, 0.0]
+    assert plain[:, 0, 1].tolist() == [0.0, 1.0, 0.0]
+    assert torch.allclose(tinted[:, 0, 1], torch.tensor([0.0, 0.0, 128 / 255]))
+    assert plain[:, 1, 1].tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("name", list(FLAWS))
+def test_each_flaw_changes_the_image_mildly(name: str) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(4, 3, 16, 16) * 0.5 + torch.linspace(0, 0.5, 16)
+    flawed = degrade(images, torch.full((4,), list(FLAWS).index(name)))
+    assert flawed.shape == images.shape
+    assert 0.0 <= float(flawed.min())
+    assert float(flawed.max()) <= 1.0
+    assert 0.005 < float((flawed - images).abs().mean()) < 0.35
+
+
+def test_training_cameras_cover_the_ranges() -> None:
+    cameras = training_cameras(2000, torch.Generator().manual_seed(0))
+    elevation = torch.rad2deg(cameras.elevation_rad)
+    assert float(elevation.min()) >= -15.001
+    assert float(elevation.max()) <= 55.001
+    assert 2.8 <= float(cameras.distance.min()) <= float(cameras.distance.max()) <= 3.2
+    assert 400 < int((cameras.azimuth_rad < torch.pi / 2).sum()) < 600

@@ -1,0 +1,44 @@
+"""The text encoder, and its pruned form."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nerf_bridge.errors import UserError
+from nerf_bridge.prior import text
+from nerf_bridge.prior.text import TextEncoder, prune_text_encoder, text_encoder_folder
+
+TEXTS = ["a green armchair", "", "a red sofa, oversaturated, smooth"]
+
+
+@pytest.fixture(scope="module")
+def encoder() -> TextEncoder:
+    return TextEncoder(text_encoder_folder(), 16)
+
+
+def test_the_empty_prompt_has_no_words(encoder: TextEncoder) -> None:
+    hidden, mask = encoder(TEXTS)
+    assert hidden.shape == (3, 16, 384)
+    assert not mask[1].any()
+    assert int(mask[0].sum()) == 5  # [CLS] a green armchair [SEP]
+
+
+def test_meaning_shows_in_the_vectors(encoder: TextEncoder) -> None:
+    hidden, mask = encoder(["a red sofa", "a red couch", "a steam engine"])
+    pooled = torch.nn.functional.normalize((hidden * mask[..., None]).sum(1), dim=-1)
+    assert float(pooled[0] @ pooled[1]) > float(pooled[0] @ pooled[2]) + 0.2
+
+
+def test_the_pruned_encoder_agrees(encoder: TextEncoder, tmp_path: Path) -> None:
+    prune_text_encoder(TEXTS, text_encoder_folder(), tmp_path)
+    hidden, mask = encoder(TEXTS)
+    pruned_hidden, pruned_mask = TextEncoder(tmp_path, 16)(TEXTS)
+    assert torch.equal(mask, pruned_mask)
+    assert float((hidden - pruned_hidden)[mask].abs().max()) < 0.01
+
+
+def test_a_missing_package_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "TEXT_PACKAGE", "no_such_text_package")
+    with pytest.raises(UserError, match="pip install"):
+        text_encoder_folder()

@@ -1,0 +1,77 @@
+"""Files appear whole or not at all."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from nerf_bridge.run.files import replacing, write_bytes, write_json, write_text
+
+
+def test_written_files_read_back(tmp_path):
+    write_text(tmp_path / "a.txt", "grün\n")
+    write_bytes(tmp_path / "b.bin", b"\x00\x01")
+    write_json(tmp_path / "c.json", {"b": 1, "a": [1.5, None]})
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "grün\n"
+    assert (tmp_path / "b.bin").read_bytes() == b"\x00\x01"
+    assert json.loads((tmp_path / "c.json").read_text()) == {"a": [1.5, None], "b": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.bin", "c.json"]
+
+
+def test_temporary_sibling_keeps_the_suffix(tmp_path):
+    with replacing(tmp_path / "asset.glb") as aside:
+        assert aside.suffix == ".glb" and aside.parent == tmp_path
+        aside.write_bytes(b"x")
+        assert not (tmp_path / "asset.glb").exists()
+    assert (tmp_path / "asset.glb").read_bytes() == b"x"
+
+
+def test_failure_keeps_the_old_file_and_removes_the_temporary(tmp_path):
+    target = tmp_path / "asset.glb"
+    target.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt), replacing(target) as aside:
+        aside.write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_full_disk_passes_on_and_leaves_nothing(tmp_path, monkeypatch):
+    target = tmp_path / "run.json"
+    write_json(target, {"state": "running"})
+
+    def full(self, data):
+        with open(self, "wb") as file:
+            file.write(data[:3])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError) as caught:
+        write_json(target, {"state": "done"})
+    assert caught.value.errno == errno.ENOSPC
+    assert json.loads(target.read_text()) == {"state": "running"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_full_disk_at_the_rename(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError):
+        write_text(tmp_path / "a.txt", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError), replacing(tmp_path / "a.txt"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_json_refuses_not_a_number(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"loss": float("nan")})
+    assert list(tmp_path.iterdir()) == []
