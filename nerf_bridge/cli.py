@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in words or os.environ.get("NERF_BRIDGE_DEBUG", "") not in ("", "0")
     _log_to_stderr(verbose)
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait crawl where others work
     try:
         arguments = _parse(words)
         run: Command = arguments.run

@@ -43,14 +43,14 @@ class FieldConfig(Section):
 
     n_levels: int = Field(6, ge=1, le=24, description="resolution levels of the hash grid")
     n_features: int = Field(4, ge=1, le=8, description="features per level")
-    log2_table_size: int = Field(16, ge=8, le=24, description="log2 of the most entries a level may have")
+    log2_table_size: int = Field(17, ge=8, le=24, description="log2 of the most entries a level may have")
     base_resolution: int = Field(8, ge=2, le=512, description="cells along a side at the coarsest level")
-    finest_resolution: int = Field(96, ge=2, le=8192, description="cells along a side at the finest level")
+    finest_resolution: int = Field(128, ge=2, le=8192, description="cells along a side at the finest level")
     hidden_width: int = Field(32, ge=8, le=256, description="width of the decoder's hidden layer")
     density_activation: Literal["trunc_exp", "softplus"] = Field(
-        "softplus", description="maps the raw output to density"
+        "trunc_exp", description="maps the raw output to density"
     )
-    blob_scale: float = Field(10.0, ge=0, le=100, description="height of the density blob that a run starts from")
+    blob_scale: float = Field(4.0, ge=0, le=100, description="height of the density blob that a run starts from")
     blob_radius: float = Field(0.5, gt=0, le=2, description="radius at which the starting blob reaches zero")
 
 
@@ -60,7 +60,9 @@ class OccupancyConfig(Section):
     resolution: int = Field(48, ge=8, le=256, description="cells along a side")
     every: int = Field(8, ge=1, le=1000, description="steps between two updates")
     decay: float = Field(0.9, gt=0, lt=1, description="what a cell keeps of its old density at an update")
-    threshold: float = Field(0.01, gt=0, lt=1, description="opacity over one marching step below which a cell is empty")
+    threshold: float = Field(
+        0.001, gt=0, lt=1, description="opacity over one marching step below which a cell is empty"
+    )
 
 
 class CameraConfig(Section):
@@ -102,8 +104,8 @@ class GuidanceConfig(Section):
 
     method: Literal["sds", "csd", "nfsd", "bridge"] = Field("bridge", description="which score-distillation gradient")
     scale: float = Field(8.0, ge=0, le=1000, description="guidance scale s in uncond + s * (text - uncond)")
-    bridge_scale: float = Field(8.0, ge=0, le=1000, description="factor k of stage two of the bridge")
-    bridge_from: float = Field(0.75, ge=0, le=1, description="fraction of the steps after which stage two starts")
+    bridge_scale: float = Field(2.0, ge=0, le=1000, description="factor k of stage two of the bridge")
+    bridge_from: float = Field(0.8, ge=0, le=1, description="fraction of the steps after which stage two starts")
     weighting: Literal["sigma2", "one"] = Field("sigma2", description="w(t): sigma^2 / (alpha^2 + sigma^2), or 1")
     t_min: float = Field(0.05, ge=0, lt=1, description="least noise time")
     t_max_start: float = Field(0.95, gt=0, le=1, description="most noise time at the first step")
@@ -137,9 +139,10 @@ class OptimConfig(Section):
     lr_grid: float = Field(0.02, gt=0, le=1, description="learning rate of the hash grid")
     lr_decoder: float = Field(0.005, gt=0, le=1, description="learning rate of the decoder and the background")
     lr_final: float = Field(0.2, gt=0, le=1, description="fraction of the learning rate left at the last step")
-    weight_opacity: float = Field(0.01, ge=0, le=1e4, description="weight of the mean opacity (sparsity)")
-    weight_entropy: float = Field(
-        0.02, ge=0, le=1e4, description="weight of the opacity entropy, ramped up over the run"
+    weight_opacity: float = Field(0.001, ge=0, le=1e4, description="weight of the opacity (sparsity)")
+    weight_entropy: float = Field(0.002, ge=0, le=1e4, description="weight of the opacity entropy, ramped up")
+    weight_thickness: float = Field(
+        3.0, ge=0, le=1e4, description="weight of the depth's variance along each ray, ramped up: sharp surfaces"
     )
     weight_smooth: float = Field(0.0, ge=0, le=1e4, description="weight of the density's smoothness between neighbours")
 

@@ -2,11 +2,11 @@
 
 
 class UserError(Exception):
-    """The request cannot be met as it stands; known before the work starts. Exit status 2, one line on standard error."""
+    """The request cannot be met as it stands; known before the work starts. Exit status 2, a line for each problem."""
 
 
 class RunError(Exception):
-    """The run failed on the way (disk full, out of memory, numerics). Exit status 1; the message names the checkpoint."""
+    """The run failed on the way (disk full, out of memory, numerics). Exit status 1; the checkpoint stays."""
 
 
 class Interrupted(Exception):

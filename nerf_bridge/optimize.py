@@ -77,15 +77,16 @@ def optimise(
     with stop_signals() as stopped, bar:
         while progress.step < config.steps:
             health = training_step(scene, optimiser, prior, words, config, progress)
-            progress = after_step(run, scene, optimiser, config, progress, health)
+            progress = after_step(run, scene, optimiser, config, progress, health, log)
             bar.update(progress.step - bar.n)
             bar.set_postfix(opacity=f"{health.opacity:.2f}", grad=f"{health.gradient_norm:.1e}", refresh=False)
             report_step(run, scene, config, progress, health, log)
             done = progress.step == config.steps
-            if done or stopped.is_set() or progress.step % config.checkpoint_every == 0:
+            good = progress.guard.in_a_row == 0  # bad steps in a row must not take the place of the last good state
+            if done or stopped.is_set() or (good and progress.step % config.checkpoint_every == 0):
                 save(run, scene, optimiser, config, progress)
                 log.append("checkpoint", "optimise", progress.step, config.steps)
-            if stopped.is_set() and not done:
+            if stopped.is_set():
                 log.append("interrupted", "optimise", progress.step, config.steps)
                 raise Interrupted(f"stopped at step {progress.step} of {config.steps}; the same command goes on")
 
@@ -160,11 +161,17 @@ def backgrounds(scene: Scene, config: GenerateConfig, cameras: Cameras, step: in
 
 
 def regularisers(scene: Scene, rendering: Rendering, config: GenerateConfig, step: int) -> Tensor:
-    """Sparsity (mean opacity), opacity entropy ramped up over the run, and smoothness of the density."""
-    settings = config.optim
+    """Sparsity, opacity entropy and thickness of the surfaces (z-variance, Zhu et al. 2023, HiFA), the last two ramped
+    up over the second half of the run: earlier they would freeze or starve thin parts.
+
+    Summed over the pixels of a view and averaged over the views, as the guidance is.
+    """
+    settings, ramp = config.optim, max(0.0, 2 * step / config.steps - 1)
     opacity = rendering.opacity.clamp(1e-4, 1 - 1e-4)
-    entropy = -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log()).mean()
-    total = settings.weight_opacity * opacity.mean() + settings.weight_entropy * (step / config.steps) * entropy
+    entropy = -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log())
+    a_pixel = settings.weight_opacity * opacity
+    a_pixel = a_pixel + ramp * (settings.weight_entropy * entropy + settings.weight_thickness * rendering.thickness)
+    total = a_pixel.sum() / len(opacity)
     if settings.weight_smooth:
         total = total + settings.weight_smooth * roughness(scene, config, step)
     return total
@@ -187,15 +194,20 @@ def after_step(
     config: GenerateConfig,
     progress: Progress,
     health: Health,
+    log: EventLog,
 ) -> Progress:
     """Where the run stands after a step: one further, or back at the last good state at a lower rate."""
     guard, action = judge_step(progress.guard, health.finite)
+    if not health.finite:
+        log.append("skipped", "optimise", progress.step + 1, config.steps, {"skipped": guard.skipped})
     if action is Action.RESTORE:
         restored = restore(run, scene, optimiser)
         if restored is None:
             fresh = build_scene(config, scene.backend, scene.device)
             load_tensors(scene, optimiser, scene_tensors(fresh, build_optimiser(fresh, config)))
-        return Progress(restored.step if restored else 0, guard, EmptyGuard())
+        step = restored.step if restored else 0
+        log.append("restored", "optimise", step, config.steps, {"rate": guard.rate, "restores": guard.restores})
+        return Progress(step, guard, EmptyGuard())
     empty = judge_opacity(progress.empty, progress.step, health.opacity, EMPTY_PATIENCE)
     return Progress(progress.step + 1, guard, empty)
 
@@ -205,8 +217,6 @@ def report_step(
 ) -> None:
     """Write an event every few steps, and a preview picture now and then."""
     step = progress.step
-    if not health.finite:
-        log.append("skipped", "optimise", step, config.steps, {"skipped": progress.guard.skipped})
     if step % PROGRESS_EVERY == 0 or step == config.steps:
         figures = asdict(health) | {"occupied": scene.occupancy.occupied_fraction}
         log.append("progress", "optimise", step, config.steps, figures)

@@ -7,10 +7,11 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from nerf_bridge.optimize import optimise
 from nerf_bridge.prior import Prior, check_prior_name, load_prior
 from nerf_bridge.render import render_in_chunks
 from nerf_bridge.run.directory import RunDirectory, default_run_path, load_run, open_run, read_record, write_record
-from nerf_bridge.run.events import EventLog
+from nerf_bridge.run.events import EventLog, read_events
 from nerf_bridge.run.preview import image_grid, save_png, save_turntable
 from nerf_bridge.run.report import write_report
 from nerf_bridge.run.state import restore_scene
@@ -59,14 +60,15 @@ def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | Non
         RunError: the run failed on the way; its checkpoint stays.
         Interrupted: the user stopped it; its checkpoint is saved.
     """
+    keep_freed_memory()
     device = resolve_device(config.device)
-    backend = resolve_backend(config.backend, device)
     if prior is None:
         check_prior_name(config.prior)
     with open_run(out or default_run_path(config.prompt, config.seed), config) as state:
         if state.status == "finished":
             logger.info("%s is finished; nothing to do", state.run.path)
             return state.run
+        backend = resolve_backend(config.backend, device)
         with EventLog(state.run.events) as log, failures_told(state.run, config, log):
             story(state.run, config, log, device, backend, prior)
         return state.run
@@ -76,27 +78,27 @@ def story(
     run: RunDirectory, config: GenerateConfig, log: EventLog, device: torch.device, backend: str, prior: Prior | None
 ) -> None:
     """The stages of a run, one after the other, each timed."""
-    seconds: dict[str, float] = dict(read_record(run).get("seconds", {}))
-    record = {"prompt": config.prompt, "seed": config.seed, "state": "running", "seconds": seconds}
+    seconds = dict(read_record(run).get("seconds", {}))
+    record: dict[str, Any] = {"prompt": config.prompt, "seed": config.seed, "state": "running", "seconds": seconds}
     record |= {"device": device_name(device), "backend": backend, "versions": versions()}
     write_record(run, record)
     log.append("start", "prior", 0, config.steps)
-    with timed(seconds, "prior"):
+    with timed(run, record, "prior"):
         prior = prior or load_prior(config.prior, device)
         words = encode_words(prior, config.prompt, config.guidance)
     record["prior"] = asdict(prior.info())
     scene = build_scene(config, backend, device)
-    with timed(seconds, "optimise"):
+    with timed(run, record, "optimise"):
         optimise(run, config, scene, prior, words, log)
     log.append("stage", "mesh", config.steps, config.steps)
-    with timed(seconds, "mesh"):
+    with timed(run, record, "mesh"):
         statistics = make_mesh(scene, config, run.asset, asset_metadata(config, prior))
     log.append("stage", "report", config.steps, config.steps)
-    with timed(seconds, "report"):
+    with timed(run, record, "report"):
         make_pictures(run, config, backend)
-        record |= {"mesh": asdict(statistics), "state": "done"}
+        record["mesh"] = asdict(statistics)
         write_report(run, config, record, run.list_previews())
-    write_record(run, record)
+    write_record(run, record | {"state": "done"})
     log.append("done", "report", config.steps, config.steps)
 
 
@@ -190,13 +192,15 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the time that the block takes to `seconds[stage]`, also when it fails."""
-    start = time.perf_counter()
+def timed(run: RunDirectory, record: dict[str, Any], stage: str) -> Iterator[None]:
+    """Add the time that the block takes to the `seconds` of `record` and keep them on disk, also when it fails."""
+    seconds, start = record["seconds"], time.perf_counter()
     try:
         yield
     finally:
         seconds[stage] = round(seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
+        with suppress(OSError):  # must not hide why the block failed
+            write_record(run, record)
 
 
 @contextmanager
@@ -204,11 +208,18 @@ def failures_told(run: RunDirectory, config: GenerateConfig, log: EventLog) -> I
     """Turn what goes wrong on the way into one clear RunError that names the checkpoint, and record it."""
     try:
         yield
-    except (UserError, Interrupted):
+    except (Interrupted, KeyboardInterrupt):
+        with suppress(OSError):
+            write_record(run, read_record(run) | {"state": "interrupted"})
+        raise
+    except UserError as error:
+        failed(run, config, log, str(error))
         raise
     except RunError as error:
         raise failed(run, config, log, str(error)) from error
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         advice = "out of memory; use fewer camera.views, a smaller render.size or fewer render.samples_across"
         raise failed(run, config, log, advice) from error
     except OSError as error:
@@ -218,8 +229,14 @@ def failures_told(run: RunDirectory, config: GenerateConfig, log: EventLog) -> I
 def failed(run: RunDirectory, config: GenerateConfig, log: EventLog, reason: str) -> RunError:
     """Record the failure as far as the disk allows, and give the error to raise."""
     try:
-        log.append("failed", "failed", 0, config.steps, {"reason": reason})
+        last = (read_events(run.events) or [{"stage": "prior", "step": 0}])[-1]
+        log.append("failed", last["stage"], last["step"], config.steps, {"reason": reason})
         write_record(run, read_record(run) | {"state": "failed", "reason": reason})
     except OSError:
         logger.warning("the failure could not be recorded in %s", run.path)
     return RunError(f"the run failed: {reason}; its checkpoint, if any, is in {run.checkpoint}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on the GPU, in Python, or in torch on the CPU, whose error is a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -16,6 +16,7 @@ from nerf_bridge.scene.rays import Rays, camera_rays
 from nerf_bridge.scene.shading import Shading, headlight_directions, shade
 
 BOX_DIAGONAL = 2.0 * math.sqrt(3.0)
+MIN_OPACITY = 1e-3  # keeps the variance of the depth, and its derivative, finite where nothing is seen
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Rendering:
         opacity: [b, h, w] in 0..1.
         depth: [b, h, w], expected distance along the ray, sum of weight * t: divide by the opacity for a mean.
         normals: [b, h, w, 3] in world space, unit where something is seen, else zero; None unless asked for.
+        thickness: [b, h, w], variance of the depth along the ray, sum of weight * (t - mean)^2: softness.
         n_samples: points at which the field was evaluated.
     """
 
@@ -34,6 +36,7 @@ class Rendering:
     opacity: Tensor
     depth: Tensor
     normals: Tensor | None
+    thickness: Tensor
     n_samples: int
 
 
@@ -114,6 +117,7 @@ def render_in_chunks(
         opacity=torch.cat([part.opacity for part in parts]),
         depth=torch.cat([part.depth for part in parts]),
         normals=torch.cat([part.normals for part in parts if part.normals is not None]) if with_normals else None,
+        thickness=torch.cat([part.thickness for part in parts]),
         n_samples=sum(part.n_samples for part in parts),
     )
     return _as_pictures(flat, len(cameras), height, width)
@@ -144,14 +148,21 @@ def _render_rays(
             features = shade(features, normals, light.index_select(0, samples.ray_indices), shading)
         if with_normals:
             features = torch.cat([features, normals], dim=-1)
+    centred = middle[:, None] - rays.origins.norm(dim=-1).index_select(0, samples.ray_indices)[:, None]
     summed, opacity, depth, _ = composite(
-        sigmas, features, samples.t_starts, samples.t_ends, samples.packed_info, backend
+        sigmas,
+        torch.cat([features, centred, centred * centred], dim=-1),
+        samples.t_starts,
+        samples.t_ends,
+        samples.packed_info,
+        backend,
     )
     return Rendering(
         color=summed[:, :3] + (1.0 - opacity)[:, None] * behind,
         opacity=opacity,
         depth=depth,
-        normals=_unit(summed[:, 3:]) if with_normals else None,
+        normals=_unit(summed[:, 3:6]) if with_normals else None,
+        thickness=summed[:, -1] - summed[:, -2] * summed[:, -2] / opacity.clamp(min=MIN_OPACITY),
         n_samples=points.shape[0],
     )
 
@@ -183,5 +194,6 @@ def _as_pictures(flat: Rendering, b: int, height: int, width: int) -> Rendering:
         opacity=flat.opacity.view(b, height, width),
         depth=flat.depth.view(b, height, width),
         normals=None if flat.normals is None else flat.normals.view(b, height, width, 3),
+        thickness=flat.thickness.view(b, height, width),
         n_samples=flat.n_samples,
     )

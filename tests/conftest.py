@@ -1,9 +1,12 @@
-"""Leaves out, and says so, the tests that need what this machine does not have: a CUDA GPU or a compiler."""
+"""Leaves out, and says so, the tests that need what is not here: a compiler, a GPU, Blender, a browser."""
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
+from run.headless_browser import CHROMIUM, DRIVER
 
 from nerf_bridge.ops import build
 
@@ -18,12 +21,11 @@ def _missing() -> dict[str, str]:
             reasons[marker] = str(error)
     if not torch.cuda.is_available():
         reasons["cuda"] = "torch sees no CUDA GPU"
+    if importlib.util.find_spec("bpy") is None:
+        reasons["blender"] = "the module bpy is not installed, see CONTRIBUTING.md"
+    if not (CHROMIUM and DRIVER):
+        reasons["browser"] = "chromium or chromedriver is not installed"
     return reasons
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "compiler: needs a C++ compiler; left out where there is none")
-    config.addinivalue_line("markers", "nvcc: needs nvcc, but no GPU; left out where there is none")
 
 
 def pytest_report_header() -> list[str]:

@@ -10,10 +10,13 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import nerf_bridge
 from nerf_bridge import doctor, paths
@@ -41,6 +44,19 @@ def declared(name: str) -> Any:
 
 def requirement_names(requirements: list[str]) -> set[str]:
     return {re.split(r"[<>=!~;\[ ]", line)[0].lower().replace("_", "-") for line in requirements}
+
+
+def required_by(name: str) -> list[str]:
+    """What an installed distribution requires on this machine, without extras; nothing when it is not installed."""
+    try:
+        requirements = [Requirement(line) for line in metadata.requires(name) or []]
+    except metadata.PackageNotFoundError:
+        return []
+    return [
+        canonicalize_name(wanted.name)
+        for wanted in requirements
+        if wanted.marker is None or wanted.marker.evaluate({"extra": ""})
+    ]
 
 
 def imported() -> Iterator[tuple[str, Path]]:
@@ -129,6 +145,19 @@ def test_everything_declared_has_a_tested_version() -> None:
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pinned)
     wanted = declared("REQUIRES") + declared("EXTRAS")["dev"]
     assert requirement_names(wanted) <= requirement_names(pinned)
+
+
+def test_what_comes_in_turn_has_a_tested_version() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = requirement_names([line for line in lines if line and not line.startswith("#")])
+    wanted = [canonicalize_name(name) for name in requirement_names(declared("REQUIRES") + declared("EXTRAS")["dev"])]
+    seen: set[str] = set()
+    while wanted:
+        name = wanted.pop()
+        if name not in seen and not name.startswith(("cuda-", "nvidia-", "triton")):  # torch names those exactly
+            seen.add(name)
+            wanted += required_by(name)
+    assert seen <= {canonicalize_name(name) for name in pinned}
 
 
 def test_building_needs_no_torch() -> None:

@@ -147,7 +147,7 @@ def _run(job: Job, state: JobState, run_job: Callable[[Job], object]) -> JobStat
 
 def _recorded_seconds(out: Path) -> float | None:
     seconds = read_record(RunDirectory(out)).get("seconds")
-    return float(sum(seconds.values())) if isinstance(seconds, dict) else None
+    return round(sum(seconds.values()), 3) if isinstance(seconds, dict) else None
 
 
 def _contents(states: Sequence[JobState]) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from nerf_bridge.mesh.clean import clean
 from nerf_bridge.mesh.data import DensityGrid, Mesh, MeshStatistics, Silhouettes, ThresholdChoice, UnwrappedMesh
 from nerf_bridge.mesh.geometry import face_bodies, is_watertight
 from nerf_bridge.mesh.gltf import WORLD_TO_GLTF, write_glb
+from nerf_bridge.mesh.interior import fill_unseen
 from nerf_bridge.mesh.simplify import to_face_count
 from nerf_bridge.mesh.surface import Field, marching_cubes, refine_on_edges, sample_density
 from nerf_bridge.mesh.threshold import ADVICE, check_not_empty, choose_threshold, opaque_masks, silhouette_iou
@@ -78,7 +80,7 @@ def export_mesh(
     with stage("threshold"):
         choice = _threshold(grid, silhouettes, settings.threshold, backend)
     with stage("surface"):
-        raw = marching_cubes(grid, choice.threshold)
+        raw = marching_cubes(fill_unseen(grid, choice.threshold), choice.threshold)
         refined = refine_on_edges(raw, grid, field, occupied, choice.threshold)
     with stage("clean"):
         body = _not_empty(clean(refined, WELD_CELLS * grid.cell, KEEP_FRACTION), choice.threshold)
@@ -105,6 +107,8 @@ def check_target(path: Path) -> None:
         raise UserError(f"cannot write a mesh to {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise UserError(f"cannot write a mesh to {path}: it is a folder")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write a mesh to {path}: {path.parent} cannot be written")
 
 
 def to_gltf_axes(mesh: UnwrappedMesh, height_m: float | None) -> UnwrappedMesh:

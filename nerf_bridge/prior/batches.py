@@ -107,7 +107,8 @@ def draw_condition(data: TrainingData, rows: Tensor, caption: Tensor, background
     """What the network is told, with text and camera dropped at random so that it learns the null."""
     chance = torch.rand(3, len(rows), device=rows.device)
     known = chance[0] >= CAMERA_DROPOUT
-    camera = camera_features(*data.features[rows].unbind(-1), background, known)
+    azimuth_rad, elevation_rad, distance, fovy_rad = data.features[rows].unbind(-1)
+    camera = camera_features(azimuth_rad, elevation_rad, distance, fovy_rad, background, known)
     camera = camera * (known | (chance[1] < 0.5))[:, None]  # half of the hidden cameras hide the background too
     cameras = data.views.cameras
     rays = ray_map(cameras.c2w[rows], cameras.fovy_rad[rows], data.views.layers.shape[-1] // 2)

@@ -8,14 +8,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.paths import data_path
 from nerf_bridge.prior.protocol import PriorInfo, PromptEmbeddings, ViewCondition
 from nerf_bridge.prior.text import TEXT_WEIGHTS_SHA256, TextEncoder, text_encoder_folder
-from nerf_bridge.prior.unet import Condition, UNet, UNetConfig, camera_features, ray_map, schedule
+from nerf_bridge.prior.unet import Condition, UNet, UNetConfig, camera_features, channels_last, ray_map, schedule
 from nerf_bridge.run.files import write_json
 
 LARGEST_SHARD_BYTES = 15 * 2**20
@@ -35,7 +37,7 @@ class EmbeddedPrior:
         self.image_size = network.config.image_size
         self.device = device
         self.dtype = fastest_dtype(device)
-        self.network = network.to(device, self.dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.network = channels_last(network.to(device, self.dtype)).eval().requires_grad_(False)
         self.text_encoder = text_encoder.to(device)
         self.sha256 = sha256
 
@@ -49,7 +51,10 @@ class EmbeddedPrior:
         return PromptEmbeddings(tokens, mask)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images [b, 3, h, w] in 0..1 as pixels in -1..1; differentiable."""
+        """Images [b, 3, h, w] in 0..1, brought to the prior's size, as pixels in -1..1; differentiable."""
+        size = (self.image_size, self.image_size)
+        if images.shape[2:] != size:
+            images = functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         return 2 * images - 1
 
     def decode_image(self, x: Tensor) -> Tensor:
@@ -116,10 +121,11 @@ def load_weights(folder: Path) -> tuple[UNet, dict[str, str]]:
             if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
                 raise UserError(f"the prior's weight file {folder / name} is damaged: reinstall the package")
             weights |= load_file(folder / name)
-    except (OSError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot load the prior's weights from {folder}: {error}; reinstall the package") from None
-    network = UNet(UNetConfig(**sizes))
-    network.load_state_dict({name: value.float() for name, value in weights.items()})
+        network = UNet(UNetConfig(**sizes))
+        network.load_state_dict({name: value.float() for name, value in weights.items()})
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot load the prior's weights from {folder}: {reason}; reinstall the package") from None
     return network, index["sha256"]
 
 

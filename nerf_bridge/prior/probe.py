@@ -62,7 +62,9 @@ class AzimuthProbe:
     ) -> AzimuthProbe:
         """Take views of `models` in a random order until `n_images` are found, at most two of a model."""
         generator = torch.Generator().manual_seed(seed)
-        images, nouns, angles = [], [], []
+        images: list[Tensor] = []
+        nouns: list[str] = []
+        angles: list[tuple[float, float]] = []
         for i in torch.randperm(2 * len(models), generator=generator).tolist():
             model = models[i % len(models)]
             azimuth = float(torch.rand((), generator=generator)) * 2 * math.pi

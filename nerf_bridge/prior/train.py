@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from nerf_bridge.prior.data.pack import load_library
 from nerf_bridge.prior.embedded import load_weights, save_weights
 from nerf_bridge.prior.probe import AzimuthProbe
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
-from nerf_bridge.prior.unet import UNet, UNetConfig, schedule
+from nerf_bridge.prior.unet import UNet, UNetConfig, channels_last, schedule
 from nerf_bridge.prior.views import render_library
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,8 @@ class Trainer:
         self.lr = torch.zeros((), device=device)
         self.ema_keep = torch.zeros((), device=device)
         self.loss = torch.zeros((), device=device)
-        self.flat.master.grad = torch.zeros_like(self.flat.master)
+        self.gradient = torch.zeros_like(self.flat.master)
+        self.flat.master.grad = self.gradient
         self.optimiser = torch.optim.AdamW(
             [self.flat.master], lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=True
         )
@@ -114,7 +116,7 @@ class Trainer:
 
     def _update(self) -> None:
         gradient = self.flat.gradient.float()
-        self.flat.master.grad.copy_(gradient * (1 / gradient.norm().clamp(min=1.0)))
+        self.gradient.copy_(gradient * (1 / gradient.norm().clamp(min=1.0)))
         self.optimiser.step()
         self.flat.weights.copy_(self.flat.master.data)
         self.flat.average.lerp_(self.flat.master.data, 1 - self.ema_keep)
@@ -129,7 +131,7 @@ class Trainer:
         self.update_graph.replay()
 
 
-def capture(work) -> torch.cuda.CUDAGraph:
+def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """Run `work` three times to warm up, then capture it as a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -218,10 +220,11 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     data = prepare(models, captions, views, encoder, torch.device("cuda", rank))
     probe = AzimuthProbe.build(models, encoder, torch.device("cuda"))
     torch.manual_seed(arguments.seed + 1 + rank)
-    trainer = Trainer(network.to("cuda", memory_format=torch.channels_last), data, arguments.batch)
+    trainer = Trainer(channels_last(network.to("cuda")), data, arguments.batch)
     log = train(trainer, probe, config, arguments.minutes, arguments.lr, rank == 0)
     if rank == 0:
-        training = {"log": log, "batch": arguments.batch * world, "models": len(models), "seed": arguments.seed}
+        options = {name: getattr(arguments, name) for name in ("batch", "lr", "views", "minutes", "seed")}
+        training = {"log": log, "gpus": world, "models": len(models), **options}
         save_weights(trainer.flat.averaged(config), arguments.out, training)
 
 

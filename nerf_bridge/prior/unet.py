@@ -111,7 +111,8 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(c_in, c_out, config.embedding) for c_in in c_ins)
         self.attentions = nn.ModuleList(AttentionBlock(c_out, config.embedding) for _ in c_ins if attention)
 
-    def step(self, index: int, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+    def forward(self, index: int, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+        """Block number `index`: features [b, c, h, w] with embedding [b, e] and context [b, n, e]."""
         x = self.blocks[index](x, embedding)
         return self.attentions[index](x, context) if len(self.attentions) else x
 
@@ -150,13 +151,13 @@ class UNet(nn.Module):
         for i, level in enumerate(self.down):
             x = functional.avg_pool2d(x, 2) if i else x
             for j in range(self.config.blocks):
-                x = level.step(j, x, embedding, context)
+                x = level(j, x, embedding, context)
                 skips.append(x)
         x = self.middle(x, embedding)
         for i, level in enumerate(self.up):
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest") if i else x
             for j in range(self.config.blocks):
-                x = level.step(j, torch.cat([x, skips.pop()], 1), embedding, context)
+                x = level(j, torch.cat([x, skips.pop()], 1), embedding, context)
         return functional.pixel_shuffle(self.conv_out(functional.silu(normalise(x))), 2)
 
 
@@ -183,6 +184,14 @@ class ConditionEmbedding(nn.Module):
         words = torch.where(mask, self.text(condition.text), self.pad_token)
         cameras = self.camera_tokens(functional.silu(joint)).unflatten(-1, (2, -1))
         return embedding, torch.cat([words, cameras], 1)
+
+
+def channels_last(network: UNet) -> UNet:
+    """`network` itself, its convolution weights laid out channels-last, as the fast kernels want them."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def time_features(t: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.config import GenerateConfig
+from nerf_bridge.errors import UserError
 from nerf_bridge.run.checkpoint import load_checkpoint, save_checkpoint
 from nerf_bridge.run.directory import RunDirectory
 from nerf_bridge.run.health import EmptyGuard, StepGuard
@@ -24,11 +25,15 @@ class Progress:
 
 
 def build_optimiser(scene: Scene, config: GenerateConfig) -> torch.optim.Adam:
-    """Adam with one group for the hash grid and one for the decoder and the environment."""
+    """Adam with one group for the hash grid and one for the decoder and the environment.
+
+    eps is far above the usual 1e-15: where guidance and render agree, what is left of the gradient is far below it,
+    and Adam would turn that into full steps.
+    """
     grid = [scene.field.table]
     rest = [p for p in scene.field.parameters() if p is not scene.field.table] + list(scene.environment.parameters())
     groups = [{"params": grid, "lr": config.optim.lr_grid}, {"params": rest, "lr": config.optim.lr_decoder}]
-    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
+    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-6, fused=True)
 
 
 def scene_tensors(scene: Scene, optimiser: torch.optim.Adam) -> dict[str, Tensor]:
@@ -70,8 +75,11 @@ def restore(run: RunDirectory, scene: Scene, optimiser: torch.optim.Adam) -> Pro
     if loaded is None:
         return None
     tensors, state = loaded
-    load_tensors(scene, optimiser, tensors)
-    return Progress(state["step"], StepGuard(**state["guard"]), EmptyGuard(**state["empty"]))
+    try:
+        load_tensors(scene, optimiser, tensors)
+        return Progress(state["step"], StepGuard(**state["guard"]), EmptyGuard(**state["empty"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise _of_another_kind(run, error) from None
 
 
 def restore_scene(run: RunDirectory, scene: Scene) -> bool:
@@ -79,8 +87,20 @@ def restore_scene(run: RunDirectory, scene: Scene) -> bool:
     loaded = load_checkpoint(run.checkpoint)
     if loaded is None:
         return False
-    load_scene(scene, loaded[0])
+    try:
+        load_scene(scene, loaded[0])
+    except RuntimeError as error:
+        raise _of_another_kind(run, error) from None
     return True
+
+
+def _of_another_kind(run: RunDirectory, error: Exception) -> UserError:
+    """For a checkpoint that is whole, but holds other things than this scene has."""
+    reason = " ".join(str(error).split())[:200]
+    return UserError(
+        f"the checkpoint {run.checkpoint} is of other settings or of another version of the program ({reason}); "
+        f"delete the directory {run.checkpoint} to start over"
+    )
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

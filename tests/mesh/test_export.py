@@ -249,3 +249,11 @@ def test_a_target_that_cannot_be_written_is_told_before_the_work(name: str, word
     (tmp_path / "taken.glb").mkdir()
     with pytest.raises(UserError, match=words):
         export_field(torus_field(), tmp_path / name)
+
+
+def test_a_folder_without_the_right_to_write_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nerf_bridge.mesh.export.os.access", lambda *_: False)
+    with pytest.raises(UserError, match="cannot be written"):
+        export_field(torus_field(), tmp_path / "a.glb")

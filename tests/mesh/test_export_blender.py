@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -55,11 +54,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in json.loads(target.read_text()).items()}
 
 
-needs_bpy = pytest.mark.skipif(importlib.util.find_spec("bpy") is None, reason="needs Blender as a module (bpy)")
-
-
 @pytest.mark.slow
-@needs_bpy
+@pytest.mark.blender
 def test_blender_shows_it_upright_at_the_height_asked_for(report: dict[str, np.ndarray]) -> None:
     low, high = report["corners"].min(axis=0), report["corners"].max(axis=0)
     assert high[2] - low[2] == pytest.approx(HEIGHT_M, rel=0.01) and low[2] == pytest.approx(0, abs=1e-4)
@@ -67,7 +63,7 @@ def test_blender_shows_it_upright_at_the_height_asked_for(report: dict[str, np.n
 
 
 @pytest.mark.slow
-@needs_bpy
+@pytest.mark.blender
 def test_blender_finds_each_colour_where_the_field_has_it(report: dict[str, np.ndarray]) -> None:
     """The nose tells front from back, the post left from right: neither mirrored, turned nor with a flipped texture."""
     assert report["uv"].min() >= 0 and report["uv"].max() <= 1
@@ -79,7 +75,7 @@ def test_blender_finds_each_colour_where_the_field_has_it(report: dict[str, np.n
 
 
 @pytest.mark.slow
-@needs_bpy
+@pytest.mark.blender
 def test_blender_sees_the_faces_from_outside(report: dict[str, np.ndarray]) -> None:
     centers = torch.as_tensor(report["samples"][:, :3] / SCALE + [0.1, -0.075, -0.6])
     outside = (centers + 0.05 * torch.as_tensor(report["normals"])).float()

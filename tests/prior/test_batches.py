@@ -59,7 +59,7 @@ def test_each_flaw_changes_the_image_mildly(name: str) -> None:
     images = torch.rand(4, 3, 16, 16) * 0.5 + torch.linspace(0, 0.5, 16)
     flawed = degrade(images, torch.full((4,), list(FLAWS).index(name)))
     assert flawed.shape == images.shape
-    assert 0.0 <= float(flawed.min())
+    assert float(flawed.min()) >= 0.0
     assert float(flawed.max()) <= 1.0
     assert 0.005 < float((flawed - images).abs().mean()) < 0.35
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert rates[0] < 0.01
     assert rates[300] == 1.0
     assert rates[-1] < 0.02
-    assert all(later <= earlier for earlier, later in zip(rates[400:], rates[401:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[400:]))
 
 
 @pytest.mark.cuda

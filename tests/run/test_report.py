@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import imageio.v3 as iio
 import numpy as np
 import pytest
-from headless_browser import CHROMIUM, DRIVER, headless_browser
+from headless_browser import headless_browser
 from sample_run import PROMPT, SUMMARY, make_sample_run
 
 from nerf_bridge.config import build_config
@@ -162,7 +162,7 @@ def test_the_viewer_is_the_one_its_note_names():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver")
+@pytest.mark.browser
 def test_a_browser_shows_the_mesh_without_network_and_errors(sample):
     with headless_browser() as browser:
         browser.open(sample.report.as_uri())
