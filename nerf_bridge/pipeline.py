@@ -28,7 +28,15 @@ from nerf_bridge.ops.memory import keep_freed_memory
 from nerf_bridge.optimize import optimise
 from nerf_bridge.prior import Prior, check_prior_name, load_prior
 from nerf_bridge.render import render_in_chunks
-from nerf_bridge.run.directory import RunDirectory, default_run_path, load_run, open_run, read_record, write_record
+from nerf_bridge.run.directory import (
+    RunDirectory,
+    default_run_path,
+    load_run,
+    open_run,
+    read_record,
+    run_status,
+    write_record,
+)
 from nerf_bridge.run.events import EventLog, read_events
 from nerf_bridge.run.preview import image_grid, save_png, save_turntable
 from nerf_bridge.run.report import write_report
@@ -64,11 +72,13 @@ def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | Non
     device = resolve_device(config.device)
     if prior is None:
         check_prior_name(config.prior)
-    with open_run(out or default_run_path(config.prompt, config.seed), config) as state:
+    path = out or default_run_path(config.prompt, config.seed)
+    run_status(path, config)  # refuses a wrong place before kernels are built for it
+    backend = resolve_backend(config.backend, device)
+    with open_run(path, config) as state:
         if state.status == "finished":
             logger.info("%s is finished; nothing to do", state.run.path)
             return state.run
-        backend = resolve_backend(config.backend, device)
         with EventLog(state.run.events) as log, failures_told(state.run, config, log):
             story(state.run, config, log, device, backend, prior)
         return state.run

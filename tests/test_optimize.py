@@ -192,8 +192,9 @@ def even(opacity, thickness=0.0):
 def test_sparsity_entropy_and_thickness_are_summed_over_a_views_pixels():
     config, scene, _ = make(optim__weight_opacity=2.0, optim__weight_entropy=3.0, optim__weight_thickness=5.0)
     for opacity, entropy in ((0.5, math.log(2)), (0.25, -0.25 * math.log(0.25) - 0.75 * math.log(0.75))):
-        for number in (0, 10, 20):
-            expected = 16 * (2.0 * opacity + (number / 20) * (3.0 * entropy + 5.0 * 0.1))
+        for number in (0, 10, 15, 20):
+            ramp = max(0.0, 2 * number / 20 - 1)
+            expected = 16 * (2.0 * opacity + ramp * (3.0 * entropy + 5.0 * 0.1))
             total = regularisers(scene, even(opacity, thickness=0.1), config, number)
             assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
 

@@ -34,7 +34,7 @@ def test_starts_as_a_grey_ball(activation: str) -> None:
     field = HashGridField(SMALL.model_copy(update={"density_activation": activation}), seed=0, backend="torch")
     points = random_points(500)
     sigma, albedo = field(points)
-    raw = 10.0 * (1.0 - points.double().norm(dim=-1) / 0.5)
+    raw = SMALL.blob_scale * (1.0 - points.double().norm(dim=-1) / 0.5)
     expected = torch.exp(raw) if activation == "trunc_exp" else torch.nn.functional.softplus(raw)
     assert sigma.shape == (500,) and albedo.shape == (500, 3)
     assert torch.allclose(sigma.double(), expected, rtol=1e-2, atol=1e-6)
