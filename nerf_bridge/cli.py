@@ -83,7 +83,8 @@ def export(arguments: argparse.Namespace) -> int:
     changes = {path.removeprefix("mesh."): value for path, value in given.items() if path.startswith("mesh.")}
     from nerf_bridge import pipeline
 
-    _say(f"asset   {pipeline.export(arguments.path, changes, arguments.out, given.get('backend', 'auto'))}")
+    device, backend = given.get("device", "auto"), given.get("backend", "auto")
+    _say(f"asset   {pipeline.export(arguments.path, changes, arguments.out, device, backend)}")
     return 0
 
 
@@ -184,7 +185,7 @@ def _add_image(parser: Parser) -> None:
 def _add_export(parser: Parser) -> None:
     parser.add_argument("path", metavar="RUN", type=Path, help="a run directory")
     parser.add_argument("--out", metavar="FILE", type=Path, help="mesh file (default: export.glb in the run directory)")
-    add_settings(parser, GenerateConfig, sections=("mesh",), plain=("backend",))
+    add_settings(parser, GenerateConfig, sections=("mesh",), plain=("device", "backend"))
     parser.set_defaults(run=export)
 
 

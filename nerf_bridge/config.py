@@ -53,6 +53,14 @@ class FieldConfig(Section):
     blob_scale: float = Field(4.0, ge=0, le=100, description="height of the density blob that a run starts from")
     blob_radius: float = Field(0.5, gt=0, le=2, description="radius at which the starting blob reaches zero")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> FieldConfig:
+        if self.base_resolution > self.finest_resolution:
+            raise ValueError(
+                f"base_resolution ({self.base_resolution}) is above finest_resolution ({self.finest_resolution})"
+            )
+        return self
+
 
 class OccupancyConfig(Section):
     """The grid that tells the ray marcher which cells hold something."""

@@ -102,7 +102,7 @@ def story(
         optimise(run, config, scene, prior, words, log)
     log.append("stage", "mesh", config.steps, config.steps)
     with timed(run, record, "mesh"):
-        statistics = make_mesh(scene, config, run.asset, asset_metadata(config, prior))
+        statistics = make_mesh(scene, config, run.asset, asset_metadata(config, record["prior"]))
     log.append("stage", "report", config.steps, config.steps)
     with timed(run, record, "report"):
         make_pictures(run, config, backend)
@@ -112,7 +112,13 @@ def story(
     log.append("done", "report", config.steps, config.steps)
 
 
-def export(run_path: Path, changes: Mapping[str, object], out: Path | None = None, backend: str = "auto") -> Path:
+def export(
+    run_path: Path,
+    changes: Mapping[str, object],
+    out: Path | None = None,
+    device: str = "cpu",
+    backend: str = "auto",
+) -> Path:
     """Make the mesh of a run again with other mesh settings, without optimising again.
 
     Args:
@@ -121,19 +127,21 @@ def export(run_path: Path, changes: Mapping[str, object], out: Path | None = Non
         out: the GLB to write; None: export.glb in the run directory.
 
     Raises:
-        UserError: there is no such run, it has no checkpoint, or a setting is wrong.
+        UserError: there is no such run, it is not optimised to its end, or a setting is wrong.
+        RunError: the mesh could not be written.
     """
     run, config = load_run(run_path)
     settings = config.model_dump()
     settings["mesh"] |= dict(changes)
     config = build_config(settings)
-    device = torch.device("cpu")
-    scene = build_scene(config, resolve_backend(backend, device), device)
-    if not restore_scene(run, scene):
-        raise UserError(f"{run_path} has no checkpoint to export from: run `generate` first")
+    where = resolve_device(device)
+    scene = build_scene(config, resolve_backend(backend, where), where)
+    step = restore_scene(run, scene)
+    if step < config.steps:
+        raise UserError(f"{run_path} stands at step {step} of {config.steps}: run the same `generate` command first")
     path = out or run.path / "export.glb"
     try:
-        make_mesh(scene, config, path, {"prompt": config.prompt, "seed": config.seed, "prior": config.prior})
+        make_mesh(scene, config, path, asset_metadata(config, read_record(run).get("prior", {})))
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from None
     return path
@@ -177,10 +185,10 @@ def make_pictures(run: RunDirectory, config: GenerateConfig, backend: str) -> No
     save_turntable(run.turntable, frames)
 
 
-def asset_metadata(config: GenerateConfig, prior: Prior) -> dict:
-    """What the asset says of its own making."""
-    info = prior.info()
-    return {"prompt": config.prompt, "seed": config.seed, "prior": info.name, "licence": info.licence}
+def asset_metadata(config: GenerateConfig, prior: Mapping[str, object]) -> dict[str, object]:
+    """What the asset says of its own making; `prior` is the record of a PriorInfo."""
+    named = {"prior": prior.get("name", config.prior), "licence": prior.get("licence")}
+    return {"prompt": config.prompt, "seed": config.seed, **named}
 
 
 def device_name(device: torch.device) -> str:
@@ -227,13 +235,14 @@ def failures_told(run: RunDirectory, config: GenerateConfig, log: EventLog) -> I
         raise
     except RunError as error:
         raise failed(run, config, log, str(error)) from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        advice = "out of memory; use fewer camera.views, a smaller render.size or fewer render.samples_across"
-        raise failed(run, config, log, advice) from error
     except OSError as error:
         raise failed(run, config, log, f"cannot read or write a file: {error}") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            reason = "out of memory; use fewer camera.views, a smaller render.size or fewer render.samples_across"
+        else:
+            reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+        raise failed(run, config, log, reason) from error
 
 
 def failed(run: RunDirectory, config: GenerateConfig, log: EventLog, reason: str) -> RunError:

@@ -226,13 +226,13 @@ def test_a_run_of_another_prompt_is_left_alone(capsys: pytest.CaptureFixture[str
 def test_export_hands_over_what_changes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[tuple[object, ...]] = []
 
-    def record(run: Path, changes: dict[str, object], out: Path | None, backend: str) -> Path:
-        seen.append((run, changes, out, backend))
+    def record(run: Path, changes: dict[str, object], out: Path | None, device: str, backend: str) -> Path:
+        seen.append((run, changes, out, device, backend))
         return Path("there.glb")
 
     monkeypatch.setattr(pipeline, "export", record)
     assert cli.main(["export", "runs/x", "--faces", "800", "--backend", "torch"]) == 0
-    assert seen == [(Path("runs/x"), {"faces": "800"}, None, "torch")]
+    assert seen == [(Path("runs/x"), {"faces": "800"}, None, "auto", "torch")]
     assert capsys.readouterr().out == "asset   there.glb\n"
 
 

@@ -28,7 +28,7 @@ from tiny_run import (
 
 from nerf_bridge import pipeline
 from nerf_bridge.errors import Interrupted, UserError
-from nerf_bridge.run.checkpoint import load_checkpoint
+from nerf_bridge.run.checkpoint import load_checkpoint, save_checkpoint
 from nerf_bridge.run.directory import RunDirectory, read_record
 from nerf_bridge.run.events import read_events
 
@@ -258,7 +258,11 @@ def test_export_of_what_cannot_be_exported(finished, copied, tmp_path):
         pipeline.export(finished.path, {"faces": 1})
     with pytest.raises(UserError, match=r"\.glb"):
         pipeline.export(finished.path, {}, tmp_path / "chair.stl")
+    tensors, state = load_checkpoint(copied.checkpoint)
+    save_checkpoint(copied.checkpoint, tensors, state | {"step": 1})
+    with pytest.raises(UserError, match="stands at step 1 of"):
+        pipeline.export(copied.path, {})
     shutil.rmtree(copied.checkpoint)
-    with pytest.raises(UserError, match="no checkpoint"):
+    with pytest.raises(UserError, match="stands at step 0 of"):
         pipeline.export(copied.path, {})
     assert list(tmp_path.glob("**/*.stl")) == []

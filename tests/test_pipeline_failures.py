@@ -257,8 +257,10 @@ def test_memory_that_runs_out(tmp_path, finished, kind):
 
 
 def test_a_bug_is_not_called_a_lack_of_memory(tmp_path):
-    with pytest.raises(RuntimeError, match="shapes do not match"):
+    with pytest.raises(RunError, match="unexpected RuntimeError: shapes do not match") as raised:
         pipeline.generate(tiny_config(), tmp_path, Answers({2: RuntimeError("shapes do not match")}))
+    assert "memory" not in str(raised.value)
+    assert read_record(RunDirectory(tmp_path))["state"] == "failed"
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):

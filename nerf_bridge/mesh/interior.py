@@ -12,8 +12,8 @@ from nerf_bridge.mesh.data import DensityGrid
 
 HALF_SEEN = math.log(2.0)  # optical depth that lets half of the light through
 CAP = 4.0  # filled samples are at most this many times as dense as the surface
-# Where the light goes: from the horizon in steps of 45 degrees, from half-way up, and straight down. Training cameras
-# see no object from below, so nothing is looked at from there.
+# Where the light goes: from the horizon in steps of 45 degrees, from half-way up, and straight down. By default the
+# training cameras hardly see an object from below, so that hollows open only there are filled.
 DIRECTIONS = tuple(
     (x, y, z) for x, y, z in itertools.product((-1, 0, 1), repeat=3) if z <= 0 and (x, y, z) != (0, 0, 0)
 )

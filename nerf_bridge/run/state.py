@@ -82,16 +82,16 @@ def restore(run: RunDirectory, scene: Scene, optimiser: torch.optim.Adam) -> Pro
         raise _of_another_kind(run, error) from None
 
 
-def restore_scene(run: RunDirectory, scene: Scene) -> bool:
-    """Load the scene alone from the checkpoint of `run`; False when there is none. Raises UserError when damaged."""
+def restore_scene(run: RunDirectory, scene: Scene) -> int:
+    """Load the scene alone from the checkpoint of `run`; its step, 0 without one. Raises UserError if damaged."""
     loaded = load_checkpoint(run.checkpoint)
     if loaded is None:
-        return False
+        return 0
     try:
         load_scene(scene, loaded[0])
-    except RuntimeError as error:
+        return int(loaded[1]["step"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _of_another_kind(run, error) from None
-    return True
 
 
 def _of_another_kind(run: RunDirectory, error: Exception) -> UserError:

@@ -42,3 +42,10 @@ def test_a_missing_package_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(text, "TEXT_PACKAGE", "no_such_text_package")
     with pytest.raises(UserError, match="pip install"):
         text_encoder_folder()
+
+
+def test_what_is_too_long_is_said(encoder: TextEncoder, caplog: pytest.LogCaptureFixture) -> None:
+    encoder(["a short prompt"])
+    assert not caplog.records
+    encoder(["a red sofa with a very long tail of words that no encoder of sixteen tokens could ever read to its end"])
+    assert "at most 16 tokens" in caplog.text

@@ -93,7 +93,7 @@ def test_no_checkpoint_is_nothing_to_restore(tmp_path):
     work = Work()
     before = work.tensors()
     assert restore(RunDirectory(tmp_path), work.scene, work.optimiser) is None
-    assert restore_scene(RunDirectory(tmp_path), work.scene) is False
+    assert restore_scene(RunDirectory(tmp_path), work.scene) == 0
     assert same(work.tensors(), before)
 
 
