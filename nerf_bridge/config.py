@@ -173,7 +173,7 @@ class GenerateConfig(Section):
 
     prompt: str = Field(description="what to make")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every random draw")
-    prior: str = Field("embedded", description="the diffusion prior: embedded, an alias or a path")
+    prior: str = Field("embedded", description="the diffusion prior; at present only embedded")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run")
     backend: Literal["auto", "cuda", "cpu", "torch"] = Field("auto", description="whose kernels to use")
     steps: int = Field(300, ge=1, le=1_000_000, description="optimisation steps")

@@ -113,7 +113,7 @@ def training_step(
     loss = distillation_loss(x, grad_x) + regularisers(scene, rendering, config, step)
     optimiser.zero_grad()
     loss.backward()
-    parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     finite = math.isfinite(norm)
     if finite:

@@ -138,7 +138,7 @@ def _render_rays(
     """A rendering of n rays whose tensors are [n, ...]; `behind` is [n, 3], and so is `light`, None for 'albedo'."""
     with torch.no_grad():
         samples = march_rays(rays.origins, rays.directions, occupied, step_size, jitter, backend)
-        middle = 0.5 * (samples.t_starts + samples.t_ends)
+        middle = samples.t_mids
         origins, directions = (of.index_select(0, samples.ray_indices) for of in (rays.origins, rays.directions))
         points = torch.addcmul(origins, directions, middle[:, None])
     sigmas, features = field(points)

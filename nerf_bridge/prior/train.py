@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
+from nerf_bridge.errors import UserError
 from nerf_bridge.prior.batches import Batch, TrainingData, draw_batch, prepare
 from nerf_bridge.prior.data.captions import build_caption_table
 from nerf_bridge.prior.data.pack import load_library
@@ -172,10 +173,14 @@ def train(
     torch.cuda.synchronize()
     seconds_a_step = (time.perf_counter() - start) / warm_steps
     steps = int(agreed(minutes * 60 / seconds_a_step))
+    if steps <= warm_steps:
+        raise UserError(
+            f"--minutes {minutes:g} is too short: {warm_steps} steps took {seconds_a_step * warm_steps:.0f} s"
+        )
     log: list[dict] = []
     for step in range(warm_steps, steps):
         trainer.step(step, learning_rate(step, steps, peak_lr))
-        if first and (step % (steps // PROBES) == 0 or step == steps - 1):
+        if first and (step % max(1, steps // PROBES) == 0 or step == steps - 1):
             figures = probe.measure(trainer.flat.averaged(config).to(torch.bfloat16))
             log.append({"step": step, "seconds": time.perf_counter() - start, "loss": trainer.loss.item()} | figures)
             logger.info("%s", json.dumps(log[-1]))
@@ -197,9 +202,10 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    torch.cuda.set_device(rank)
+    device = int(os.environ.get("LOCAL_RANK", 0))
+    torch.cuda.set_device(device)
     if world > 1:
-        distributed.init_process_group("nccl", device_id=torch.device("cuda", rank))
+        distributed.init_process_group("nccl", device_id=torch.device("cuda", device))
     run(arguments, rank, world)
     if world > 1:
         distributed.destroy_process_group()
@@ -217,7 +223,7 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     torch.manual_seed(arguments.seed)
     network = load_weights(arguments.start_from)[0] if arguments.start_from else UNet(config)
     encoder = TextEncoder(arguments.text_encoder or text_encoder_folder(), config.text_length).to("cuda")
-    data = prepare(models, captions, views, encoder, torch.device("cuda", rank))
+    data = prepare(models, captions, views, encoder, torch.device("cuda"))
     probe = AzimuthProbe.build(models, encoder, torch.device("cuda"))
     torch.manual_seed(arguments.seed + 1 + rank)
     trainer = Trainer(channels_last(network.to("cuda")), data, arguments.batch)
