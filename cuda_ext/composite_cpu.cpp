@@ -1,27 +1,9 @@
 // Volume rendering on the CPU, parallel over rays.
-#include <atomic>
-
 #include "composite.h"
 #include "export.h"
 #include "parallel.h"
 
 namespace {
-
-// Calls work(ray, start, count) for every ray; a ray whose samples are not all in [0, n) is left out and reported.
-template <class Work>
-int for_rays(const int64_t* packed_info, int64_t n_rays, int64_t n, int n_threads, const Work& work) {
-  std::atomic<int> status{NB_OK};
-  parallel_for(n_rays, n_threads, [&](int64_t begin, int64_t end) {
-    for (int64_t ray = begin; ray < end; ++ray) {
-      const int64_t start = packed_info[2 * ray], count = packed_info[2 * ray + 1];
-      if (start < 0 || count < 0 || count > n || start > n - count)
-        status = NB_OUT_OF_RANGE;
-      else
-        work(ray, start, count);
-    }
-  });
-  return status;
-}
 
 template <class T>
 int fwd(const T* sigmas, const T* features, const T* t_starts, const T* t_ends, const int64_t* packed_info, T* features_out,
@@ -35,11 +17,11 @@ int fwd(const T* sigmas, const T* features, const T* t_starts, const T* t_ends, 
 
 template <class T>
 int bwd(const T* features, const T* t_starts, const T* t_ends, const int64_t* packed_info, const T* weights,
-        const T* grad_features_out, const T* grad_opacity, const T* grad_depth, const T* grad_weights, T* grad_sigmas,
+        const T* opacity, const T* grad_features_out, const T* grad_opacity, const T* grad_depth, const T* grad_weights, T* grad_sigmas,
         T* grad_features, int64_t n_rays, int64_t n, int64_t c, int n_threads) {
   if (c < 0 || c > MAX_CHANNELS) return NB_UNKNOWN_OPTION;
   return for_rays(packed_info, n_rays, n, n_threads, [&](int64_t ray, int64_t s, int64_t count) {
-    composite_ray_bwd<T>(features + s * c, t_starts + s, t_ends + s, weights + s, count, int(c),
+    composite_ray_bwd<T>(features + s * c, t_starts + s, t_ends + s, weights + s, opacity[ray], count, int(c),
                          grad_features_out + ray * c, grad_opacity[ray], grad_depth[ray],
                          grad_weights ? grad_weights + s : nullptr, grad_sigmas + s, grad_features + s * c);
   });
@@ -57,10 +39,11 @@ int bwd(const T* features, const T* t_starts, const T* t_ends, const int64_t* pa
                   int(n_threads));                                                                                          \
   }                                                                                                                         \
   NB_EXPORT int composite_bwd_##SUFFIX(const T* features, const T* t_starts, const T* t_ends,              \
-                                       const int64_t* packed_info, const T* weights, const T* grad_features_out,            \
+                                       const int64_t* packed_info, const T* weights, const T* opacity,                      \
+                                       const T* grad_features_out,                                                          \
                                        const T* grad_opacity, const T* grad_depth, const T* grad_weights, T* grad_sigmas,   \
                                        T* grad_features, int64_t n_rays, int64_t n, int64_t c, int64_t n_threads) {         \
-    return bwd<T>(features, t_starts, t_ends, packed_info, weights, grad_features_out, grad_opacity, grad_depth,    \
+    return bwd<T>(features, t_starts, t_ends, packed_info, weights, opacity, grad_features_out, grad_opacity, grad_depth,    \
                   grad_weights, grad_sigmas, grad_features, n_rays, n, c, int(n_threads));                                  \
   }
 

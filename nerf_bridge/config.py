@@ -50,6 +50,9 @@ class FieldConfig(Section):
     density_activation: Literal["trunc_exp", "softplus"] = Field(
         "trunc_exp", description="maps the raw output to density"
     )
+    precision: Literal["auto", "float32"] = Field(
+        "auto", description="auto: half-precision storage with float32 sums on GPUs with tensor cores"
+    )
     blob_scale: float = Field(4.0, ge=0, le=100, description="height of the density blob that a run starts from")
     blob_radius: float = Field(0.5, gt=0, le=2, description="radius at which the starting blob reaches zero")
 
@@ -175,7 +178,9 @@ class GenerateConfig(Section):
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every random draw")
     prior: str = Field("embedded", description="the diffusion prior; at present only embedded")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run")
-    backend: Literal["auto", "cuda", "cpu", "torch"] = Field("auto", description="whose kernels to use")
+    backend: Literal["auto", "cuda", "cpu", "torch", "nerfacc", "tcnn"] = Field(
+        "auto", description="whose kernels to use; nerfacc and tcnn must be installed"
+    )
     steps: int = Field(300, ge=1, le=1_000_000, description="optimisation steps")
     checkpoint_every: int = Field(50, ge=1, le=1_000_000, description="steps between two checkpoints")
     preview_every: int = Field(50, ge=1, le=1_000_000, description="steps between two preview pictures")

@@ -30,6 +30,7 @@ from nerf_bridge.guidance import (
     step_generator,
     t_max_at,
 )
+from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.prior.protocol import Prior, ViewCondition
 from nerf_bridge.render import Rendering, render, render_in_chunks
 from nerf_bridge.run.directory import RunDirectory
@@ -93,7 +94,7 @@ def optimise(
 
 def training_step(
     scene: Scene,
-    optimiser: torch.optim.Adam,
+    optimiser: SkippingAdam,
     prior: Prior,
     words: EncodedWords,
     config: GenerateConfig,
@@ -190,7 +191,7 @@ def roughness(scene: Scene, config: GenerateConfig, step: int, n_points: int = 8
 def after_step(
     run: RunDirectory,
     scene: Scene,
-    optimiser: torch.optim.Adam,
+    optimiser: SkippingAdam,
     config: GenerateConfig,
     progress: Progress,
     health: Health,

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.ops.composite import composite
+from nerf_bridge.ops.field_composite import RaySums, field_composite
 from nerf_bridge.ops.march import march_rays
 from nerf_bridge.scene.cameras import Cameras
-from nerf_bridge.scene.field import Field
+from nerf_bridge.scene.field import Field, RawField
 from nerf_bridge.scene.rays import Rays, camera_rays
 from nerf_bridge.scene.shading import Shading, headlight_directions, shade
 
@@ -136,34 +137,34 @@ def _render_rays(
     with_normals: bool,
 ) -> Rendering:
     """A rendering of n rays whose tensors are [n, ...]; `behind` is [n, 3], and so is `light`, None for 'albedo'."""
-    with torch.no_grad():
-        samples = march_rays(rays.origins, rays.directions, occupied, step_size, jitter, backend)
-        middle = samples.t_mids
-        origins, directions = (of.index_select(0, samples.ray_indices) for of in (rays.origins, rays.directions))
-        points = torch.addcmul(origins, directions, middle[:, None])
-    sigmas, features = field(points)
+    samples = march_rays(rays.origins, rays.directions, occupied, step_size, jitter, backend)
+    middles = rays.origins.norm(dim=-1)
+    if isinstance(field, RawField) and light is None and not with_normals:
+        sums = field_composite(field.raw(samples.points), samples, middles, field.activation, backend)
+        return _rendering(sums, behind, middles, None, samples.n)
+    sigmas, features = field(samples.points)
     if light is not None or with_normals:
-        normals = field.normals(points)
+        normals = field.normals(samples.points)
         if light is not None:
             features = shade(features, normals, light.index_select(0, samples.ray_indices), shading)
         if with_normals:
             features = torch.cat([features, normals], dim=-1)
-    centred = middle[:, None] - rays.origins.norm(dim=-1).index_select(0, samples.ray_indices)[:, None]
-    summed, opacity, depth, _ = composite(
-        sigmas,
-        torch.cat([features, centred, centred * centred], dim=-1),
-        samples.t_starts,
-        samples.t_ends,
-        samples.packed_info,
-        backend,
-    )
+    u = (samples.t_mids - middles.index_select(0, samples.ray_indices))[:, None]
+    packed = (samples.t_starts, samples.t_ends, samples.packed_info)
+    summed, opacity, _, _ = composite(sigmas, torch.cat([features, u, u * u], dim=-1), *packed, backend)
+    sums = RaySums(summed[:, :3], opacity, summed[:, -2], summed[:, -1])
+    return _rendering(sums, behind, middles, _unit(summed[:, 3:6]) if with_normals else None, samples.n)
+
+
+def _rendering(sums: RaySums, behind: Tensor, middles: Tensor, normals: Tensor | None, n_samples: int) -> Rendering:
+    """The rendering of n rays from their sums."""
     return Rendering(
-        color=summed[:, :3] + (1.0 - opacity)[:, None] * behind,
-        opacity=opacity,
-        depth=depth,
-        normals=_unit(summed[:, 3:6]) if with_normals else None,
-        thickness=summed[:, -1] - summed[:, -2] * summed[:, -2] / opacity.clamp(min=MIN_OPACITY),
-        n_samples=points.shape[0],
+        color=sums.color + (1.0 - sums.opacity)[:, None] * behind,
+        opacity=sums.opacity,
+        depth=sums.first + middles * sums.opacity,
+        normals=normals,
+        thickness=sums.second - sums.first * sums.first / sums.opacity.clamp(min=MIN_OPACITY),
+        n_samples=n_samples,
     )
 
 

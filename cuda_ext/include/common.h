@@ -3,6 +3,11 @@
 #include <cmath>
 #include <cstdint>
 
+using std::exp;  // each in the precision of its argument
+using std::expm1;
+using std::log1p;
+using std::sqrt;
+
 #ifdef __CUDACC__
 #define NB_HD __host__ __device__ __forceinline__
 #else

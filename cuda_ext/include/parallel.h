@@ -6,6 +6,8 @@
 #include <thread>
 #include <vector>
 
+#include "common.h"
+
 // Calls work(begin, end) on contiguous ranges that cover [0, n).
 template <class Work>
 void parallel_for(int64_t n, int n_threads, const Work& work) {
@@ -29,4 +31,20 @@ void parallel_tasks(int64_t n_tasks, int n_threads, const Work& work) {
   parallel_for(std::min<int64_t>(n_tasks, n_threads), n_threads, [&](int64_t, int64_t) {
     for (int64_t task = next++; task < n_tasks; task = next++) work(task);
   });
+}
+
+// Calls work(ray, start, count) for every ray of packed_info [n_rays, 2]; a ray whose samples are not all in [0, n) is left out and reported.
+template <class Work>
+int for_rays(const int64_t* packed_info, int64_t n_rays, int64_t n, int n_threads, const Work& work) {
+  std::atomic<int> status{NB_OK};
+  parallel_for(n_rays, n_threads, [&](int64_t begin, int64_t end) {
+    for (int64_t ray = begin; ray < end; ++ray) {
+      const int64_t start = packed_info[2 * ray], count = packed_info[2 * ray + 1];
+      if (start < 0 || count < 0 || count > n || start > n - count)
+        status = NB_OUT_OF_RANGE;
+      else
+        work(ray, start, count);
+    }
+  });
+  return status;
 }

@@ -27,7 +27,7 @@ def composite(
     """Sum samples along their rays, front to back.
 
     Differentiable once in sigmas and features, through every output, the weights included; not in t_starts and t_ends.
-    One thread walks one ray: deterministic, no atomics.
+    One thread (CPU) or warp (CUDA) walks one ray: deterministic, no atomics.
 
     Args:
         sigmas: [n] densities, at least 0. float32, or float64 on the backends cpu and torch.
@@ -96,22 +96,30 @@ class _Composite(torch.autograd.Function):
         weights = torch.zeros_like(sigmas)
         inputs = (sigmas, features, t_starts, t_ends, packed_info)
         run_kernel(backend, "composite_fwd", *inputs, out, opacity, depth, weights, n_rays, n, c)
-        ctx.save_for_backward(*inputs[1:], weights)
+        ctx.save_for_backward(*inputs[1:], weights, opacity)
+        ctx.set_materialize_grads(False)
         ctx.backend = backend
         return out, opacity, depth, weights
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        features, t_starts, t_ends, packed_info, weights = ctx.saved_tensors
+        features, t_starts, t_ends, packed_info, weights, opacity = ctx.saved_tensors
         grad_sigmas, grad_features = torch.zeros_like(weights), torch.zeros_like(features)
+        n_rays = packed_info.shape[0]
+        shapes = ((n_rays, features.shape[1]), (n_rays,), (n_rays,))
+        over_rays = (
+            features.new_zeros(shape) if grad is None else grad.contiguous()
+            for grad, shape in zip(grads[:3], shapes, strict=True)
+        )
         run_kernel(
             ctx.backend,
             "composite_bwd",
-            *(features, t_starts, t_ends, packed_info, weights),
-            *(grad.contiguous() for grad in grads),
+            *(features, t_starts, t_ends, packed_info, weights, opacity),
+            *over_rays,
+            None if grads[3] is None else grads[3].contiguous(),
             *(grad_sigmas, grad_features),
-            *(packed_info.shape[0], *features.shape),
+            *(n_rays, *features.shape),
         )
         return grad_sigmas, grad_features, None, None, None, None
 

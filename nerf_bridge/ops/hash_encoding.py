@@ -24,6 +24,7 @@ from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
 
 MAX_FEATURES = 8
 MAX_RESOLUTION = 1 << 16
+ROW_ALIGNMENT = 8  # entries
 _PRIMES = (1, 2654435761, 805459861)
 _CORNERS = tuple((c & 1, c >> 1 & 1, c >> 2) for c in range(8))
 
@@ -35,7 +36,7 @@ class HashGridSpec:
     Args:
         n_levels: resolution levels L, at least 1.
         n_features: features F of an entry, 1 to 8.
-        log2_table_size: log2 of the most entries that a level may have, 1 to 28.
+        log2_table_size: log2 of the most entries that a level may have, 3 to 28.
         base_resolution: cells a side at the coarsest level, at least 1.
         finest_resolution: cells a side at the finest level, at least `base_resolution`, at most 65536.
     Raises:
@@ -52,7 +53,7 @@ class HashGridSpec:
         for name, low, high in (
             ("n_levels", 1, 64),
             ("n_features", 1, MAX_FEATURES),
-            ("log2_table_size", 1, 28),
+            ("log2_table_size", 3, 28),
             ("base_resolution", 1, MAX_RESOLUTION),
             ("finest_resolution", self.base_resolution, MAX_RESOLUTION),
         ):
@@ -69,8 +70,10 @@ class HashGridSpec:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Entries of each level: its (N + 1)^3 vertices when they fit, else the whole table size."""
-        return tuple(min((n + 1) ** 3, 1 << self.log2_table_size) for n in self.resolutions)
+        """Entries of each level: its (N + 1)^3 vertices when they fit, else the whole table size; rounded up to a multiple
+        of ROW_ALIGNMENT, so that neighbours along x lie in one piece of memory at every level."""
+        fitting = (min((n + 1) ** 3, 1 << self.log2_table_size) for n in self.resolutions)
+        return tuple(-(-size // ROW_ALIGNMENT) * ROW_ALIGNMENT for size in fitting)
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -261,7 +264,7 @@ def _kernel_fwd(
     """Features [n, L * F], or with tangents [n, 3] their derivatives along them."""
     n = points.shape[0]
     out = points.new_empty(n, spec.n_levels * spec.n_features)
-    levels = _level_rows(spec, points.device)
+    levels = level_rows(spec, points.device)
     run_kernel(backend, "hash_encode_fwd", points, tangents, table, levels, out, n, spec.n_levels, spec.n_features)
     return out
 
@@ -271,7 +274,7 @@ def _kernel_bwd_table(
 ) -> torch.Tensor:
     """The transpose of `_kernel_fwd` in the table: [n_entries, F] from grad_out [n, L * F]."""
     sizes = (points.shape[0], spec.n_levels, spec.n_features)
-    levels = _level_rows(spec, points.device)
+    levels = level_rows(spec, points.device)
     if backend == "cuda" and torch.are_deterministic_algorithms_enabled():
         scale = _fixed_point_scale(grad_out, tangents, spec)
         sums = torch.zeros(spec.n_entries, spec.n_features, dtype=torch.int64, device=points.device)
@@ -293,7 +296,7 @@ def _kernel_bwd_points(
     """Gradient [n, 3] over the points of the sum of `_kernel_fwd` times grad_out [n, L * F]."""
     grad_points = torch.empty_like(points)
     sizes = (points.shape[0], spec.n_levels, spec.n_features)
-    levels = _level_rows(spec, points.device)
+    levels = level_rows(spec, points.device)
     run_kernel(backend, "hash_encode_bwd_points", points, tangents, table, grad_out, levels, grad_points, *sizes)
     return grad_points
 
@@ -313,8 +316,8 @@ def _fixed_point_scale(grad_out: torch.Tensor, tangents: torch.Tensor | None, sp
 
 
 @functools.lru_cache(maxsize=32)
-def _level_rows(spec: HashGridSpec, device: torch.device) -> torch.Tensor:
-    """int64 [n_levels, 4]: resolution, first entry, entries, dense; kept, so that no step copies it to the device."""
+def level_rows(spec: HashGridSpec, device: torch.device) -> torch.Tensor:
+    """What the kernels know of a grid, int64 [n_levels, 4]: resolution, first entry, entries, dense; kept, so that no step copies it to the device."""
     rows = [
         (spec.resolutions[level], spec.offsets[level], spec.sizes[level], int(spec.is_dense(level)))
         for level in range(spec.n_levels)

@@ -13,6 +13,11 @@ import torch
 
 from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
 
+BRICK = 4  # cells along a side of the bricks that the kernels read
+MASK_BITS = 32  # samples of a ray that one word of its mask tells of
+MAX_STEPS = 1 << 24  # of one ray
+BOX_DIAGONAL = 2 * math.sqrt(3)
+MAX_RESOLUTION = 2048
 _TORCH_CANDIDATES = 1 << 22  # midpoints that the torch twin looks at in one go
 
 
@@ -25,12 +30,16 @@ class Samples:
         ray_indices: [n] int64: the ray of each sample.
         t_starts: [n] distance from the ray's origin to the interval's start.
         t_ends: [n] distance to the interval's end.
+        points: [n, 3] the intervals' midpoints in world units.
+        overflow: bool, no dimensions, where a capacity was asked for: whether samples were left out for want of room.
     """
 
     packed_info: torch.Tensor
     ray_indices: torch.Tensor
     t_starts: torch.Tensor
     t_ends: torch.Tensor
+    points: torch.Tensor
+    overflow: torch.Tensor | None = None
 
     @property
     def n(self) -> int:
@@ -51,40 +60,55 @@ def march_rays(
     step_size: float,
     jitter: torch.Tensor | None,
     backend: str,
+    capacity: int | None = None,
 ) -> Samples:
     """March rays through the occupied cells of the box [-1, 1]^3.
 
     Sample i of a ray is the interval from t_near + (i + jitter) step to t_near + (i + 1 + jitter) step, where t_near is
     the ray's entry into the box, or 0 when it starts inside. It is kept when its midpoint lies in the box and in an
     occupied cell. Two passes, count and fill, without atomics: deterministic. On CUDA the host waits once, for the
-    number of samples. Not differentiable.
+    number of samples, unless `capacity` says how many to make room for. Not differentiable.
 
     Args:
         rays_o: [n_rays, 3] origins in world units. float32, or float64 on the backends cpu and torch.
-        rays_d: [n_rays, 3] unit directions; components may be zero.
+        rays_d: [n_rays, 3] unit directions; components may be zero. Samples further from the entry than the box's
+            diagonal are not looked at.
         occupied: [R, R, R] bool, indexed x, y, z.
         step_size: length of an interval, positive.
         jitter: [n_rays] offset of a ray's samples in steps, in [0, 1); None: zero.
         backend: "cuda", "cpu" or "torch".
+        capacity: None: just the samples there are; else the tensors have this many rows, of which
+            packed_info names those in use (the rest hold ray 0 and zero length), and rays whose samples find no more
+            room lose their last ones: `overflow` tells. The host never waits, so that a CUDA graph can hold it.
     Returns:
         The samples, in the dtype of `rays_o`.
     Raises:
-        ValueError: a shape, dtype or device does not fit, or `step_size` is not positive and finite.
+        ValueError: a shape, dtype or device does not fit, `capacity` is negative, or `step_size` is not positive and
+            finite or so small that a ray has more than 2^24 steps.
     """
     _check(rays_o, rays_d, occupied, step_size, jitter, backend)
+    if capacity is not None and capacity < 0:
+        raise ValueError(f"capacity: expected at least 0, got {capacity}")
     if backend == "torch":
-        return march_rays_torch(rays_o, rays_d, occupied, step_size, jitter)
+        return _with_capacity(march_rays_torch(rays_o, rays_d, occupied, step_size, jitter), capacity)
     n_rays, resolution, step = rays_o.shape[0], occupied.shape[0], float(step_size)
+    origins, directions, across = rays_o.contiguous(), rays_d.contiguous(), -(-resolution // BRICK)
+    bricks = torch.empty(across, across, across, dtype=torch.int64, device=rays_o.device)
+    run_kernel(backend, "march_pack", origins, occupied.contiguous(), bricks, resolution)
     offset = None if jitter is None else jitter.contiguous()
-    scene = (rays_o.contiguous(), rays_d.contiguous(), occupied.contiguous(), offset)
     counts = torch.empty(n_rays, dtype=torch.int64, device=rays_o.device)
-    run_kernel(backend, "march_count", *scene, counts, n_rays, resolution, step)
-    packed_info = _pack(counts)
-    n = int(counts.sum())
-    ray_indices = torch.empty(n, dtype=torch.int64, device=rays_o.device)
-    t_starts, t_ends = rays_o.new_empty(n), rays_o.new_empty(n)
-    run_kernel(backend, "march_fill", *scene, packed_info, ray_indices, t_starts, t_ends, n_rays, resolution, step)
-    return Samples(packed_info, ray_indices, t_starts, t_ends)
+    n_words = math.ceil((BOX_DIAGONAL / step + 2) / MASK_BITS)
+    masks = torch.empty(n_rays, n_words, dtype=torch.int32, device=rays_o.device)
+    scene = (origins, directions, bricks, offset)
+    run_kernel(backend, "march_count", *scene, counts, masks, n_rays, n_words, resolution, step)
+    packed_info, overflow = _pack(counts, capacity)
+    n = int(packed_info[-1].sum()) if capacity is None and n_rays else capacity or 0
+    make = torch.empty if capacity is None else torch.zeros
+    ray_indices = make(n, dtype=torch.int64, device=rays_o.device)
+    t_starts, t_ends, points = (make(shape, dtype=rays_o.dtype, device=rays_o.device) for shape in (n, n, (n, 3)))
+    marked = (origins, directions, offset, masks, packed_info)
+    run_kernel(backend, "march_fill", *marked, ray_indices, t_starts, t_ends, points, n_rays, n_words, step)
+    return Samples(packed_info, ray_indices, t_starts, t_ends, points, overflow)
 
 
 @torch.no_grad()
@@ -109,7 +133,9 @@ def march_rays_torch(
         empty = torch.empty(0, dtype=torch.int64, device=rays_o.device)
         parts = [(empty, empty, rays_o.new_empty(0), rays_o.new_empty(0))]
     counts, ray_indices, t_starts, t_ends = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Samples(_pack(counts), ray_indices, t_starts, t_ends)
+    mids = (t_starts + t_ends) * 0.5
+    points = rays_o[ray_indices] + mids[:, None] * rays_d[ray_indices]
+    return Samples(_pack(counts)[0], ray_indices, t_starts, t_ends, points)
 
 
 def intersect_box_torch(rays_o: torch.Tensor, rays_d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,9 +173,25 @@ def _candidates(
     return (mids < far[:, None]) & occupied[cells[..., 0], cells[..., 1], cells[..., 2]], t_edges
 
 
-def _pack(counts: torch.Tensor) -> torch.Tensor:
-    """packed_info [n_rays, 2] from counts [n_rays]."""
-    return torch.stack([counts.cumsum(0) - counts, counts], dim=1)
+def _pack(counts: torch.Tensor, capacity: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """packed_info [n_rays, 2] from counts [n_rays], cut off at `capacity`, and whether something was cut off."""
+    ends = counts.cumsum(0)
+    if capacity is None:
+        return torch.stack([ends - counts, counts], dim=1), None
+    starts = (ends - counts).clamp(max=capacity)
+    overflow = (ends > capacity).any()
+    return torch.stack([starts, ends.clamp(max=capacity) - starts], dim=1), overflow
+
+
+def _with_capacity(samples: Samples, capacity: int | None) -> Samples:
+    """`samples` in tensors of `capacity` rows; as they are when it is None."""
+    if capacity is None:
+        return samples
+    packed_info, overflow = _pack(samples.packed_info[:, 1], capacity)
+    rows = [samples.ray_indices, samples.t_starts, samples.t_ends, samples.points]
+    missing = max(0, capacity - samples.n)
+    resized = [torch.cat([row[:capacity], row.new_zeros(missing, *row.shape[1:])]) for row in rows]
+    return Samples(packed_info, *resized, overflow)
 
 
 def _check(
@@ -164,12 +206,14 @@ def _check(
     check_float("rays_o", rays_o, backend)
     check_tensor("rays_d", rays_d, (rays_o.shape[0], 3), like=rays_o)
     is_cube = occupied.dim() == 3 and len(set(occupied.shape)) == 1 and occupied.shape[0] > 0
-    if not is_cube or occupied.dtype != torch.bool:
+    if not is_cube or occupied.dtype != torch.bool or occupied.shape[0] > MAX_RESOLUTION:
         got = f"{occupied.dtype} {list(occupied.shape)}"
-        raise ValueError(f"occupied: expected bool [R, R, R] with R at least 1, got {got}")
+        raise ValueError(f"occupied: expected bool [R, R, R] with R from 1 to {MAX_RESOLUTION}, got {got}")
     if occupied.device != rays_o.device:
         raise ValueError(f"occupied: expected device {rays_o.device}, got {occupied.device}")
     if not (math.isfinite(step_size) and step_size > 0):
         raise ValueError(f"step_size: expected a positive length, got {step_size}")
+    if BOX_DIAGONAL / step_size > MAX_STEPS:
+        raise ValueError(f"step_size: {step_size} cuts the box's diagonal into more than {MAX_STEPS} steps")
     if jitter is not None:
         check_tensor("jitter", jitter, (rays_o.shape[0],), like=rays_o)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nerf_bridge.config import GenerateConfig
 from nerf_bridge.errors import UserError
+from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.run.checkpoint import load_checkpoint, save_checkpoint
 from nerf_bridge.run.directory import RunDirectory
 from nerf_bridge.run.health import EmptyGuard, StepGuard
@@ -24,19 +25,22 @@ class Progress:
     empty: EmptyGuard = field(default_factory=EmptyGuard)
 
 
-def build_optimiser(scene: Scene, config: GenerateConfig) -> torch.optim.Adam:
-    """Adam with one group for the hash grid and one for the decoder and the environment.
+def build_optimiser(scene: Scene, config: GenerateConfig) -> SkippingAdam:
+    """Adam with one group for the hash grid, whose untouched entries it skips, and one for decoder and environment.
 
     eps is far above the usual 1e-15: where guidance and render agree, what is left of the gradient is far below it,
     and Adam would turn that into full steps.
     """
     grid = [scene.field.table]
     rest = [p for p in scene.field.parameters() if p is not scene.field.table] + list(scene.environment.parameters())
-    groups = [{"params": grid, "lr": config.optim.lr_grid}, {"params": rest, "lr": config.optim.lr_decoder}]
-    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-6, fused=True)
+    groups = [
+        {"params": grid, "lr": config.optim.lr_grid, "skip": True},
+        {"params": rest, "lr": config.optim.lr_decoder, "skip": False},
+    ]
+    return SkippingAdam(groups, betas=(0.9, 0.99), eps=1e-6, backend=scene.backend)
 
 
-def scene_tensors(scene: Scene, optimiser: torch.optim.Adam) -> dict[str, Tensor]:
+def scene_tensors(scene: Scene, optimiser: SkippingAdam) -> dict[str, Tensor]:
     """Everything that a checkpoint holds in tensors, by name."""
     modules = {"field": scene.field, "occupancy": scene.occupancy, "environment": scene.environment}
     tensors = {f"{name}.{key}": value for name, module in modules.items() for key, value in module.state_dict().items()}
@@ -52,7 +56,7 @@ def load_scene(scene: Scene, tensors: dict[str, Tensor]) -> None:
     scene.environment.load_state_dict(_part(tensors, "environment."))
 
 
-def load_tensors(scene: Scene, optimiser: torch.optim.Adam, tensors: dict[str, Tensor]) -> None:
+def load_tensors(scene: Scene, optimiser: SkippingAdam, tensors: dict[str, Tensor]) -> None:
     """Put scene and moments of a checkpoint's tensors back; the inverse of scene_tensors."""
     load_scene(scene, tensors)
     moments: dict[int, dict[str, Tensor]] = {}
@@ -62,14 +66,12 @@ def load_tensors(scene: Scene, optimiser: torch.optim.Adam, tensors: dict[str, T
     optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
 
 
-def save(
-    run: RunDirectory, scene: Scene, optimiser: torch.optim.Adam, config: GenerateConfig, progress: Progress
-) -> None:
+def save(run: RunDirectory, scene: Scene, optimiser: SkippingAdam, config: GenerateConfig, progress: Progress) -> None:
     """Checkpoint the run."""
     save_checkpoint(run.checkpoint, scene_tensors(scene, optimiser), asdict(progress) | {"config": config.hash()})
 
 
-def restore(run: RunDirectory, scene: Scene, optimiser: torch.optim.Adam) -> Progress | None:
+def restore(run: RunDirectory, scene: Scene, optimiser: SkippingAdam) -> Progress | None:
     """Load the checkpoint of `run`, if there is one. Raises UserError when it is damaged."""
     loaded = load_checkpoint(run.checkpoint)
     if loaded is None:

@@ -1,4 +1,4 @@
-"""The field's decoder: one hidden layer, worked through in chunks so that its activations never reach memory."""
+"""The field's decoder: one hidden layer, whose activations never reach memory."""
 
 from __future__ import annotations
 
@@ -8,27 +8,40 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nerf_bridge.ops.backend import run_kernel
+
 CPU_CHUNK = 8192  # rows whose activations (1 MiB at width 32) stay in a core's cache
+KERNEL_WIDTHS = (16, 32, 64, 128)
+KERNEL_CHUNKS = 64  # of rows, each with sums of its own: their number, not the threads', decides the order of the sums
 GPU_CHUNK = 1 << 22  # rows whose activations (512 MiB at width 32) bound the memory
 
 
 def decode(
-    features: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, out_weight: Tensor, out_bias: Tensor
+    features: Tensor,
+    hidden_weight: Tensor,
+    hidden_bias: Tensor,
+    out_weight: Tensor,
+    out_bias: Tensor,
+    backend: str = "torch",
 ) -> Tensor:
     """relu(features @ hidden_weight^T + hidden_bias) @ out_weight^T + out_bias, without storing the hidden layer.
 
-    On a CPU the hidden activations of a few hundred thousand samples cost more in fresh memory than in arithmetic, so
-    they are made, used and forgotten chunk by chunk, and made again in the backward pass.
+    On a CPU the hidden activations of a few hundred thousand samples cost more in fresh memory than in arithmetic: the
+    kernel of the backend cpu holds those of two rows in registers, torch makes, uses and forgets them chunk by chunk,
+    and both make them again in the backward pass.
 
     Args:
         features: [n, i]; n may be 0.
         hidden_weight, hidden_bias: [h, i], [h].
         out_weight, out_bias: [o, h], [o].
+        backend: "cpu" for the kernel, where h is one of KERNEL_WIDTHS; torch does the rest.
 
     Returns:
         [n, o]. Differentiable once, in all five arguments.
     """
-    return _Decode.apply(features, hidden_weight, hidden_bias, out_weight, out_bias)
+    by_kernel = backend == "cpu" and hidden_weight.shape[0] in KERNEL_WIDTHS
+    function = _DecodeByKernel if by_kernel else _Decode
+    return function.apply(features, hidden_weight, hidden_bias, out_weight, out_bias)
 
 
 def _chunks(features: Tensor) -> list[slice]:
@@ -63,3 +76,28 @@ class _Decode(torch.autograd.Function):
             grad_hidden_bias += grad_hidden.sum(0)
             torch.mm(grad_hidden, hidden_weight, out=grad_features[rows])
         return grad_features, grad_hidden_weight, grad_hidden_bias, grad_out_weight, grad_out.sum(0)
+
+
+class _DecodeByKernel(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        features, hidden_weight, hidden_bias, out_weight, out_bias = (tensor.contiguous() for tensor in inputs)
+        (n, n_inputs), (n_outputs, width) = features.shape, out_weight.shape
+        ctx.save_for_backward(features, hidden_weight, hidden_bias, out_weight)
+        out = features.new_empty(n, n_outputs)
+        network = (features, hidden_weight, hidden_bias, out_weight, out_bias)
+        run_kernel("cpu", "mlp_fwd", *network, out, n, n_inputs, width, n_outputs)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, ...]:
+        features, hidden_weight, hidden_bias, out_weight = network = ctx.saved_tensors
+        (n, n_inputs), (n_outputs, width) = features.shape, out_weight.shape
+        grad_features, grad_out = torch.empty_like(features), grad_out.contiguous()
+        sums = features.new_empty(KERNEL_CHUNKS, width * (n_inputs + 1 + n_outputs))
+        sizes = (n, n_inputs, width, n_outputs, KERNEL_CHUNKS)
+        run_kernel("cpu", "mlp_bwd", *network, grad_out, grad_features, sums, *sizes)
+        of_hidden, of_bias, of_out = sums.sum(0).split([width * n_inputs, width, n_outputs * width])
+        weights = (of_hidden.view_as(hidden_weight), of_bias, of_out.view_as(out_weight))
+        return grad_features, *weights, grad_out.sum(0)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from nerf_bridge.config import FieldConfig
+from nerf_bridge.ops.field_composite import DensityActivation
+from nerf_bridge.ops.grid_mlp import can_run, grid_mlp
 from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode
 from nerf_bridge.scene.decoder import decode
 
 TABLE_INIT = 1e-4  # half-width of the uniform distribution of the table's entries at the start (Mueller et al. 2022)
-MAX_EXPONENT = 15.0  # trunc_exp: e^15 = 3.3e6 is opaque at any step size, and its gradient still fits float32
 BOX_SLACK = 1e-5  # a midpoint on the box's face may land this far outside by rounding
 MIN_GRADIENT_SQUARED = 1e-8  # keeps the normal, and its derivative, finite where the density is flat
 
@@ -25,6 +26,16 @@ class Field(Protocol):
 
     def normals(self, points: Tensor) -> Tensor:
         """Outward unit normals [n, 3] at points [n, 3]."""
+
+
+@runtime_checkable
+class RawField(Protocol):
+    """A field whose activations the renderer can apply itself, together with the compositing."""
+
+    activation: DensityActivation
+
+    def raw(self, points: Tensor) -> Tensor:
+        """Density and three albedo logits [n, 4] at points [n, 3], before their activations."""
 
 
 class HashGridField(nn.Module):
@@ -53,6 +64,7 @@ class HashGridField(nn.Module):
             base_resolution=settings.base_resolution,
             finest_resolution=settings.finest_resolution,
         )
+        self.activation = DensityActivation(settings.density_activation, settings.blob_scale, settings.blob_radius)
         generator = torch.Generator().manual_seed(seed)
         n_inputs, width = settings.n_levels * settings.n_features, settings.hidden_width
         self.table = nn.Parameter(_uniform((self.spec.n_entries, settings.n_features), TABLE_INIT, generator))
@@ -70,8 +82,12 @@ class HashGridField(nn.Module):
         Returns:
             sigma [n] >= 0, per unit of length, 0 outside the box; albedo [n, 3] in 0..1.
         """
-        raw = self._raw(points, 4)
+        raw = self.raw(points)
         return self._sigma(raw[:, 0], points), torch.sigmoid(raw[:, 1:])
+
+    def raw(self, points: Tensor) -> Tensor:
+        """Density and three albedo logits [n, 4] at points [n, 3], before blob and activations (`field_composite`)."""
+        return self._raw(points, 4)
 
     def density(self, points: Tensor) -> Tensor:
         """sigma [n] at points [n, 3]: the first output of `forward` without the cost of the second."""
@@ -106,37 +122,21 @@ class HashGridField(nn.Module):
 
     def _raw(self, points: Tensor, n_outputs: int) -> Tensor:
         """The decoder's first `n_outputs` outputs [n, n_outputs]: density, then albedo, before their activations."""
-        features = hash_encode(0.5 * points + 0.5, self.table, self.spec, self.backend)
-        out_weight, out_bias = self.out_weight[:n_outputs], self.out_bias[:n_outputs]
-        return decode(features, self.hidden_weight, self.hidden_bias, out_weight, out_bias)
+        place, out_weight, out_bias = 0.5 * points + 0.5, self.out_weight[:n_outputs], self.out_bias[:n_outputs]
+        network = (self.hidden_weight, self.hidden_bias, out_weight, out_bias)
+        if self._in_half_precision(points):
+            return grid_mlp(place, self.table, *network, self.spec)
+        return decode(hash_encode(place, self.table, self.spec, self.backend), *network, self.backend)
 
-    def _blob(self, points: Tensor) -> Tensor:
-        return self.settings.blob_scale * (1.0 - points.norm(dim=-1) / self.settings.blob_radius)
+    def _in_half_precision(self, points: Tensor) -> bool:
+        """Whether the tensor-core kernels do this: where they can, and nothing exact nor a gradient over points is asked."""
+        exact = self.settings.precision == "float32" or torch.are_deterministic_algorithms_enabled()
+        if exact or points.requires_grad:
+            return False
+        return can_run(self.spec, self.settings.hidden_width, 4, self.backend)
 
     def _sigma(self, raw: Tensor, points: Tensor) -> Tensor:
-        shifted = raw + self._blob(points)
-        activation = trunc_exp if self.settings.density_activation == "trunc_exp" else nn.functional.softplus
-        return activation(shifted) * (points.abs().amax(-1) <= 1.0 + BOX_SLACK)
-
-
-def trunc_exp(x: Tensor) -> Tensor:
-    """exp(x), cut off at x = 15, whose gradient never vanishes above the cut nor overflows (as in instant-ngp).
-
-    Differentiable once; the derivative is exp(clamp(x, -15, 15)).
-    """
-    return _TruncExp.apply(x)
-
-
-class _TruncExp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return torch.exp(x.clamp(max=MAX_EXPONENT))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return grad * torch.exp(x.clamp(-MAX_EXPONENT, MAX_EXPONENT))
+        return self.activation(raw, points) * (points.abs().amax(-1) <= 1.0 + BOX_SLACK)
 
 
 def _uniform(shape: tuple[int, int], half_width: float, generator: torch.Generator) -> Tensor:

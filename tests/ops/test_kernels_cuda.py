@@ -88,8 +88,48 @@ def test_the_deterministic_path_keeps_what_is_not_finite_and_zero(value):
 
 def test_march_cuda_equals_cpu_to_the_last_bit():
     got, expected = march("cuda"), march("cpu")
-    for name in ("packed_info", "ray_indices", "t_starts", "t_ends"):
+    for name in ("packed_info", "ray_indices", "t_starts", "t_ends", "points"):
         assert torch.equal(getattr(got, name).cpu(), getattr(expected, name)), name
+
+
+@pytest.mark.parametrize("capacity", [None, 100, 10000])
+def test_edge_cases_march_and_composite_as_on_the_cpu(capacity):
+    """Rays that miss, graze a face, run along an axis or an edge, start inside, stand still, are not numbers."""
+    far, inside = [-3.0, 0.2, 0.1], [0.1, 0.2, 0.3]
+    origins = [far, [-3.0, 1.0, 0.0], [-3.0, 1.0, 1.0], [-3.0, 5.0, 0.0], inside, inside, [float("nan")] * 3, far]
+    directions = [
+        [1.0, 0, 0],
+        [1.0, 0, 0],
+        [1.0, 0, 0],
+        [1.0, 0, 0],
+        [0, 0, -1.0],
+        [0.0, 0, 0],
+        [1.0, 0, 0],
+        [-1.0, 0, 0],
+    ]
+    occupied = torch.zeros(9, 9, 9, dtype=torch.bool)
+    occupied[4:, :, :] = True
+    both = []
+    for device in ("cuda", "cpu"):
+        rays = (torch.tensor(origins, device=device), torch.tensor(directions, device=device))
+        samples = march_rays(*rays, occupied.to(device), 0.07, None, device, capacity)
+        opaque = torch.full((samples.n,), 1e6, device=device)
+        outputs = composite(opaque, samples.points, samples.t_starts, samples.t_ends, samples.packed_info, device)
+        both.append([samples.packed_info, samples.t_starts, samples.points, *outputs])
+    assert all(close(got, expected, 1e-5) for got, expected in zip(*both, strict=True))
+
+
+def test_a_march_with_a_capacity_fits_a_cuda_graph():
+    rays_o, rays_d, occupied, jitter = scene("cuda")
+    march_rays(rays_o, rays_d, occupied, 0.03, jitter, "cuda", 200000)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held = march_rays(rays_o, rays_d, occupied, 0.03, jitter, "cuda", 200000)
+    occupied.copy_(occupied.roll(1, 0))
+    graph.replay()
+    expected = march_rays(rays_o, rays_d, occupied, 0.03, jitter, "cuda", 200000)
+    for name in ("packed_info", "t_starts", "points", "overflow"):
+        assert torch.equal(getattr(held, name), getattr(expected, name)), name
 
 
 def test_composite_cuda_equals_cpu():

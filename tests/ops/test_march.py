@@ -162,3 +162,40 @@ def test_wrong_arguments_are_named():
         march_rays(rays_o, rays_d, full, 0.0, None, "torch")
     with pytest.raises(ValueError, match="jitter: expected shape"):
         march_rays(rays_o, rays_d, full, STEP, torch.zeros(4), "torch")
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_a_capacity_keeps_the_first_samples_and_tells_of_the_rest(backend):
+    rays_o, rays_d = random_rays(50)
+    occupied = random_occupied(12)
+    free = march_rays(rays_o, rays_d, occupied, STEP, None, backend)
+    roomy = march_rays(rays_o, rays_d, occupied, STEP, None, backend, capacity=free.n + 5)
+    assert roomy.n == free.n + 5 and roomy.overflow is not None and not bool(roomy.overflow)
+    assert torch.equal(roomy.packed_info, free.packed_info) and torch.equal(roomy.points[: free.n], free.points)
+    assert float(roomy.t_ends[free.n :].abs().sum()) == 0
+    tight = march_rays(rays_o, rays_d, occupied, STEP, None, backend, capacity=free.n - 7)
+    assert tight.overflow is not None and bool(tight.overflow) and int(tight.packed_info[:, 1].sum()) == free.n - 7
+    assert torch.equal(tight.t_starts, free.t_starts[: free.n - 7])
+    none = march_rays(rays_o, rays_d, occupied, STEP, None, backend, capacity=0)
+    assert none.n == 0 and bool(none.overflow) and int(none.packed_info.sum()) == 0
+
+
+@pytest.mark.parametrize("resolution", [1, 3, 4, 5, 31])
+@pytest.mark.compiler
+def test_empty_bricks_are_left_without_losing_a_sample(resolution):
+    """Few cells are occupied, so that the walk leaves brick after brick behind; steps from coarse to very fine."""
+    rays_o, rays_d = random_rays(200, seed=3)
+    occupied = torch.rand(resolution, resolution, resolution, generator=torch.Generator().manual_seed(1)) < 0.02
+    occupied[0, -1, 0] = True
+    for step in (0.3, 0.05, 0.003):
+        jitter = torch.rand(200, generator=torch.Generator().manual_seed(2))
+        got = march_rays(rays_o, rays_d, occupied, step, jitter, "cpu")
+        assert same(got, march_rays(rays_o, rays_d, occupied, step, jitter, "torch"))
+
+
+def test_sizes_that_the_walk_cannot_count_are_refused():
+    rays_o, rays_d = random_rays(2)
+    with pytest.raises(ValueError, match="more than 16777216 steps"):
+        march_rays(rays_o, rays_d, random_occupied(2), 1e-7, None, "torch")
+    with pytest.raises(ValueError, match="capacity: expected at least 0"):
+        march_rays(rays_o, rays_d, random_occupied(2), STEP, None, "torch", capacity=-1)

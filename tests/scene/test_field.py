@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nerf_bridge.config import FieldConfig
-from nerf_bridge.scene.field import MAX_EXPONENT, HashGridField, trunc_exp
+from nerf_bridge.ops.field_composite import MAX_EXPONENT, trunc_exp
+from nerf_bridge.scene.field import HashGridField
 
 SMALL = FieldConfig(
     n_levels=3, n_features=2, log2_table_size=10, base_resolution=4, finest_resolution=16, hidden_width=8

@@ -1,0 +1,381 @@
+// A small network on tensor cores: out = relu(x W1^T + b1) W2^T + b2, with the hidden layer in registers only.
+//
+// Half-precision operands, float sums. Inputs and their gradients lie level by level, [n_levels, n, F], as the hash encoding
+// makes them. A block works on tiles of 128 rows, each of its 4 warps on 32 of them; the blocks stay and take tile after
+// tile. The weights' gradients are products over all rows of a tile, shared out over the warps and kept in registers until
+// the end, when every block writes its own sums: no atomics, the same result every time.
+#include <cuda_fp16.h>
+
+#include "common.h"
+#include "export.h"
+#include "launch.h"
+#include "mma.h"
+#include "scale.h"
+#include "warp.h"
+
+namespace {
+
+constexpr int ROWS = 128, WARPS = ROWS / LANES, MAX_INPUTS = 64, OUTPUTS = 8, PAD = 8;
+constexpr uint32_t ONES = 0x3c003c00u;  // two halves of 1
+
+struct Shape {
+  int64_t n;
+  int n_levels, n_features, n_inputs, n_outputs, log2_pairs;  // F = 2 << log2_pairs
+  __host__ __device__ int padded() const { return (n_inputs + 15) / 16 * 16; }
+  __host__ __device__ int stride() const { return padded() + PAD; }  // of rows of inputs in shared memory
+};
+
+// Shared memory of a block, in halves; every part begins at a multiple of 16 bytes.
+template <int W>
+struct Layout {
+  int inputs, hidden_weight, out_weight, grad_out, hidden, grad_hidden, end;
+  __host__ __device__ Layout(const Shape& shape, bool backward) {
+    inputs = 0;
+    hidden_weight = inputs + ROWS * shape.stride();
+    out_weight = hidden_weight + W * shape.stride();       // forward: [OUTPUTS, W + PAD]; backward: [W, OUTPUTS]
+    grad_out = out_weight + OUTPUTS * (W + PAD);           // [ROWS, OUTPUTS + PAD]
+    hidden = grad_out + (backward ? ROWS * (OUTPUTS + PAD) : 0);
+    grad_hidden = hidden + (backward ? ROWS * (W + PAD) : 0);
+    end = grad_hidden + (backward ? ROWS * (W + PAD) : 0);
+  }
+};
+
+// The tile's inputs from `first` on, rows beyond n and columns beyond n_inputs as zeros; eight loads at a time are on
+// their way.
+__device__ void load_inputs(const __half* features, const Shape& shape, int64_t first, __half* inputs) {
+  constexpr int BATCH = 8;
+  const int64_t row = first + threadIdx.x;
+  uint32_t* to = reinterpret_cast<uint32_t*>(inputs + threadIdx.x * shape.stride());
+  const uint32_t* from = reinterpret_cast<const uint32_t*>(features);
+  const int pairs = shape.n_features / 2, n_pairs = row < shape.n ? shape.n_inputs / 2 : 0;  // of halves
+  for (int begin = 0; begin < shape.padded() / 2; begin += BATCH) {
+    uint32_t pair[BATCH];
+#pragma unroll
+    for (int p = 0; p < BATCH; ++p) {
+      const int k = begin + p, level = k >> shape.log2_pairs, within = k & (pairs - 1);
+      pair[p] = k < n_pairs ? __ldg(from + (level * shape.n + row) * pairs + within) : 0u;
+    }
+#pragma unroll
+    for (int p = 0; p < BATCH; ++p) to[begin + p] = pair[p];
+  }
+}
+
+template <int W>
+__device__ void load_hidden_weight(const float* weight, const Shape& shape, __half* to) {
+  for (int i = threadIdx.x; i < W * shape.padded(); i += ROWS) {
+    const int h = i / shape.padded(), k = i % shape.padded();
+    to[h * shape.stride() + k] = __float2half_rn(k < shape.n_inputs ? weight[h * shape.n_inputs + k] : 0.0f);
+  }
+}
+
+// acc [16, W] = the 16 rows of inputs at `rows` times W1^T, plus b1.
+template <int W>
+__device__ __forceinline__ void hidden_layer(const __half* rows, const __half* weight, const float* bias, int padded, int stride,
+                                             float (&acc)[W / 8][4]) {
+  const int lane = lane_index();
+#pragma unroll
+  for (int j = 0; j < W / 8; ++j) {
+    const float low = __ldg(bias + 8 * j + lane % 4 * 2), high = __ldg(bias + 8 * j + lane % 4 * 2 + 1);
+    acc[j][0] = acc[j][2] = low, acc[j][1] = acc[j][3] = high;
+  }
+  for (int k = 0; k < padded; k += 16) {
+    uint32_t a[4];
+    load_matrices(a, rows + lane % 16 * stride + k + lane / 16 * 8);
+#pragma unroll
+    for (int j = 0; j < W / 8; j += 2) {
+      uint32_t b[4];
+      load_matrices(b, weight + (8 * j + lane % 8 + lane / 16 * 8) * stride + k + lane / 8 % 2 * 8);
+      mma(acc[j], a, b[0], b[1]);
+      mma(acc[j + 1], a, b[2], b[3]);
+    }
+  }
+}
+
+__device__ __forceinline__ float relu(float x) { return x > 0.0f ? x : (x == x ? 0.0f : x); }  // keeps what is no number
+
+template <int W>
+__global__ void __launch_bounds__(ROWS) fwd(const __half* features, const float* hidden_weight, const float* hidden_bias,
+                                            const float* out_weight, const float* out_bias, float* out, Shape shape) {
+  extern __shared__ __align__(16) __half shared[];
+  const Layout<W> at(shape, false);
+  const int lane = lane_index(), g = lane / 4, t = lane % 4, warp = threadIdx.x / LANES;
+  load_hidden_weight<W>(hidden_weight, shape, shared + at.hidden_weight);
+  for (int i = threadIdx.x; i < OUTPUTS * W; i += ROWS) {
+    const int o = i / W, h = i % W;
+    shared[at.out_weight + o * (W + PAD) + h] = __float2half_rn(o < shape.n_outputs ? out_weight[o * W + h] : 0.0f);
+  }
+  const float bias_low = 2 * t < shape.n_outputs ? out_bias[2 * t] : 0.0f;
+  const float bias_high = 2 * t + 1 < shape.n_outputs ? out_bias[2 * t + 1] : 0.0f;
+  __syncthreads();
+  for (int64_t first = int64_t(blockIdx.x) * ROWS; first < shape.n; first += int64_t(gridDim.x) * ROWS) {
+    load_inputs(features, shape, first, shared + at.inputs);
+    __syncwarp();
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      const int row = warp * LANES + m * 16;
+      float acc[W / 8][4], result[4] = {bias_low, bias_high, bias_low, bias_high};
+      hidden_layer<W>(shared + at.inputs + row * shape.stride(), shared + at.hidden_weight, hidden_bias, shape.padded(),
+                      shape.stride(), acc);
+#pragma unroll
+      for (int j = 0; j < W / 8; j += 2) {
+        const uint32_t a[4] = {as_pair(relu(acc[j][0]), relu(acc[j][1])), as_pair(relu(acc[j][2]), relu(acc[j][3])),
+                               as_pair(relu(acc[j + 1][0]), relu(acc[j + 1][1])),
+                               as_pair(relu(acc[j + 1][2]), relu(acc[j + 1][3]))};
+        const __half* b = shared + at.out_weight + g * (W + PAD) + 8 * j + 2 * t;
+        mma(result, a, *reinterpret_cast<const uint32_t*>(b), *reinterpret_cast<const uint32_t*>(b + 8));
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int64_t r = first + row + g + 8 * half;
+        if (r >= shape.n) continue;
+        if (2 * t < shape.n_outputs) out[r * shape.n_outputs + 2 * t] = result[2 * half];
+        if (2 * t + 1 < shape.n_outputs) out[r * shape.n_outputs + 2 * t + 1] = result[2 * half + 1];
+      }
+    }
+    __syncwarp();
+  }
+}
+
+// The products over a tile's rows that make the weights' gradients, shared out over the warps in units of 16 rows times 16
+// columns of the result. For W1: [W, inputs], then one more column of units for b1, the product with ones.
+template <int W>
+struct HiddenUnits {
+  static constexpr int MOST = (W / 16 * (MAX_INPUTS / 16 + 1) + WARPS - 1) / WARPS;  // of a warp
+};
+
+template <int W>
+__device__ void add_hidden_gradient(const __half* grad_hidden, const __half* inputs, const Shape& shape,
+                                    float (&sum)[HiddenUnits<W>::MOST][2][4]) {
+  const int lane = lane_index(), warp = threadIdx.x / LANES, columns = shape.padded() / 16 + 1;
+#pragma unroll
+  for (int s = 0; s < HiddenUnits<W>::MOST; ++s) {
+    const int unit = warp + s * WARPS, h = unit / columns * 16, k = unit % columns * 16;
+    if (h >= W) break;
+    for (int p = 0; p < ROWS; p += 16) {
+      uint32_t a[4], b[4] = {ONES, ONES, ONES, ONES};
+      load_matrices_transposed(a, grad_hidden + (p + lane / 16 * 8 + lane % 8) * (W + PAD) + h + lane / 8 % 2 * 8);
+      if (k < shape.padded())
+        load_matrices_transposed(b, inputs + (p + lane / 8 % 2 * 8 + lane % 8) * shape.stride() + k + lane / 16 * 8);
+      mma(sum[s][0], a, b[0], b[1]);
+      mma(sum[s][1], a, b[2], b[3]);
+    }
+  }
+}
+
+// For W2: [OUTPUTS, W], transposed (rows of the result are hidden units, so that none is wasted on padding).
+template <int W>
+struct OutUnits {
+  static constexpr int MOST = (W / 16 + WARPS - 1) / WARPS;
+};
+
+template <int W>
+__device__ void add_out_gradient(const __half* hidden, const __half* grad_out, float (&sum)[OutUnits<W>::MOST][4]) {
+  const int lane = lane_index(), warp = threadIdx.x / LANES;
+#pragma unroll
+  for (int s = 0; s < OutUnits<W>::MOST; ++s) {
+    const int h = (warp + s * WARPS) * 16;
+    if (h >= W) break;
+    for (int p = 0; p < ROWS; p += 32) {
+      uint32_t a[4], a_next[4], b[4];
+      load_matrices_transposed(a, hidden + (p + lane / 16 * 8 + lane % 8) * (W + PAD) + h + lane / 8 % 2 * 8);
+      load_matrices_transposed(a_next, hidden + (p + 16 + lane / 16 * 8 + lane % 8) * (W + PAD) + h + lane / 8 % 2 * 8);
+      load_matrices_transposed(b, grad_out + (p + lane) * (OUTPUTS + PAD));
+      mma(sum[s], a, b[0], b[1]);
+      mma(sum[s], a_next, b[2], b[3]);
+    }
+  }
+}
+
+// Where a block writes its sums: W1 [W, inputs], b1 [W], W2 [outputs, W].
+__host__ __device__ int64_t sums_of_a_block(int64_t width, int64_t n_inputs, int64_t n_outputs) {
+  return width * (n_inputs + 1 + n_outputs);
+}
+
+template <int W>
+__device__ void write_sums(const float (&hidden_sum)[HiddenUnits<W>::MOST][2][4], const float (&out_sum)[OutUnits<W>::MOST][4],
+                           float unit, const Shape& shape, float* to) {
+  const int lane = lane_index(), g = lane / 4, t = lane % 4, warp = threadIdx.x / LANES, columns = shape.padded() / 16 + 1;
+  float* bias = to + W * shape.n_inputs;
+  float* out = bias + W;
+#pragma unroll
+  for (int s = 0; s < HiddenUnits<W>::MOST; ++s) {
+    const int part = warp + s * WARPS, h = part / columns * 16 + g, k = part % columns * 16;
+    if (h >= W) break;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {  // element e % 4 of n-tile e / 4
+      const int row = h + e % 4 / 2 * 8, column = k + e / 4 * 8 + 2 * t + e % 2;
+      const float value = hidden_sum[s][e / 4][e % 4] * unit;
+      if (column < shape.n_inputs) to[row * shape.n_inputs + column] = value;
+      if (column == shape.padded()) bias[row] = value;
+    }
+  }
+#pragma unroll
+  for (int s = 0; s < OutUnits<W>::MOST; ++s) {
+    const int h = (warp + s * WARPS) * 16 + g;
+    if (h >= W) break;
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      if (2 * t + e % 2 < shape.n_outputs) out[(2 * t + e % 2) * W + h + e / 2 * 8] = out_sum[s][e] * unit;
+  }
+}
+
+// The hidden layer of 16 rows again, its gradient, and the inputs' gradient.
+template <int W>
+__device__ __forceinline__ void backward_rows(const Layout<W>& at, __half* shared, const float* hidden_bias, int row,
+                                              const Shape& shape, int64_t first, __half* grad_features) {
+  const int lane = lane_index(), g = lane / 4, t = lane % 4;
+  float acc[W / 8][4];
+  hidden_layer<W>(shared + at.inputs + row * shape.stride(), shared + at.hidden_weight, hidden_bias, shape.padded(),
+                  shape.stride(), acc);
+  const __half* over = shared + at.grad_out + row * (OUTPUTS + PAD) + 2 * t;
+  const uint32_t over_low = *reinterpret_cast<const uint32_t*>(over + g * (OUTPUTS + PAD));
+  const uint32_t over_high = *reinterpret_cast<const uint32_t*>(over + (g + 8) * (OUTPUTS + PAD));
+  uint32_t grad[W / 8][2];  // rows g and g + 8 of the hidden layer's gradient
+#pragma unroll
+  for (int j = 0; j < W / 8; ++j) {
+    float product[4] = {};
+    mma_k8(product, over_low, over_high,
+           *reinterpret_cast<const uint32_t*>(shared + at.out_weight + (8 * j + g) * OUTPUTS + 2 * t));
+#pragma unroll
+    for (int e = 0; e < 4; ++e) product[e] = acc[j][e] > 0.0f ? product[e] : 0.0f;
+    grad[j][0] = as_pair(product[0], product[1]), grad[j][1] = as_pair(product[2], product[3]);
+    const int low = (row + g) * (W + PAD) + 8 * j + 2 * t, high = low + 8 * (W + PAD);
+    *reinterpret_cast<uint32_t*>(shared + at.grad_hidden + low) = grad[j][0];
+    *reinterpret_cast<uint32_t*>(shared + at.grad_hidden + high) = grad[j][1];
+    *reinterpret_cast<uint32_t*>(shared + at.hidden + low) = as_pair(relu(acc[j][0]), relu(acc[j][1]));
+    *reinterpret_cast<uint32_t*>(shared + at.hidden + high) = as_pair(relu(acc[j][2]), relu(acc[j][3]));
+  }
+  for (int k = 0; k < shape.padded(); k += 16) {
+    float product[2][4] = {};
+#pragma unroll
+    for (int j = 0; j < W / 8; j += 2) {
+      const uint32_t a[4] = {grad[j][0], grad[j][1], grad[j + 1][0], grad[j + 1][1]};
+      uint32_t b[4];
+      load_matrices_transposed(b, shared + at.hidden_weight + (8 * j + lane / 8 % 2 * 8 + lane % 8) * shape.stride() + k +
+                                      lane / 16 * 8);
+      mma(product[0], a, b[0], b[1]);
+      mma(product[1], a, b[2], b[3]);
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {  // pair e % 2 of rows, n-tile e / 2
+      const int column = k + e / 2 * 8 + 2 * t, level = column >> (shape.log2_pairs + 1);
+      const int f = column & (shape.n_features - 1);
+      const int64_t r = first + row + g + e % 2 * 8;
+      if (column < shape.n_inputs && r < shape.n)
+        *reinterpret_cast<uint32_t*>(grad_features + (level * shape.n + r) * shape.n_features + f) =
+            as_pair(product[e / 2][e % 2 * 2], product[e / 2][e % 2 * 2 + 1]);
+    }
+  }
+}
+
+// The tile's gradients over the outputs, times `scale`, as halves; whether one of this block's is not zero.
+__device__ bool load_grad_out(const float* grad_out, const Shape& shape, int64_t first, float scale, __half* to) {
+  const int64_t row = first + threadIdx.x;
+  bool counts = false;
+  for (int o = 0; o < OUTPUTS; ++o) {
+    const float grad = row < shape.n && o < shape.n_outputs ? grad_out[row * shape.n_outputs + o] : 0.0f;
+    counts |= grad != 0.0f;
+    to[threadIdx.x * (OUTPUTS + PAD) + o] = __float2half_rn(grad * scale);
+  }
+  return __syncthreads_or(counts);
+}
+
+template <int W>
+__global__ void __launch_bounds__(ROWS) bwd(const __half* features, const float* hidden_weight, const float* hidden_bias,
+                                            const float* out_weight, const float* grad_out, const uint32_t* largest,
+                                            __half* grad_features, float* sums, Shape shape) {
+  extern __shared__ __align__(16) __half shared[];
+  const Layout<W> at(shape, true);
+  const int warp = threadIdx.x / LANES;
+  float hidden_sum[HiddenUnits<W>::MOST][2][4] = {}, out_sum[OutUnits<W>::MOST][4] = {};
+  load_hidden_weight<W>(hidden_weight, shape, shared + at.hidden_weight);
+  for (int i = threadIdx.x; i < OUTPUTS * W; i += ROWS) {
+    const int h = i / OUTPUTS, o = i % OUTPUTS;
+    shared[at.out_weight + i] = __float2half_rn(o < shape.n_outputs ? out_weight[o * W + h] : 0.0f);
+  }
+  const float factor = gradient_scale(*largest);
+  for (int64_t first = int64_t(blockIdx.x) * ROWS; first < shape.n; first += int64_t(gridDim.x) * ROWS) {
+    load_inputs(features, shape, first, shared + at.inputs);
+    const bool counts = load_grad_out(grad_out, shape, first, factor, shared + at.grad_out);
+    for (int m = 0; m < 2; ++m)
+      backward_rows<W>(at, shared, hidden_bias, warp * LANES + m * 16, shape, first, grad_features);
+    __syncthreads();
+    if (counts) {
+      add_hidden_gradient<W>(shared + at.grad_hidden, shared + at.inputs, shape, hidden_sum);
+      add_out_gradient<W>(shared + at.hidden, shared + at.grad_out, out_sum);
+    }
+    __syncthreads();
+  }
+  write_sums<W>(hidden_sum, out_sum, 1.0f / factor, shape,
+                sums + blockIdx.x * sums_of_a_block(W, shape.n_inputs, shape.n_outputs));
+}
+
+// Sets the kernel's shared memory, and gives the most blocks that the GPU can hold at once, at most `limit`.
+template <class Kernel>
+unsigned resident_blocks(Kernel kernel, int bytes, int64_t limit) {
+  int device = 0, processors = 1, each = 1;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, ROWS, bytes);
+  return unsigned(min(limit, int64_t(processors) * max(each, 1)));
+}
+
+template <class Work>
+int with_width(int64_t width, const Work& work) {
+  switch (width) {
+    case 16: work(std::integral_constant<int, 16>()); return NB_OK;
+    case 32: work(std::integral_constant<int, 32>()); return NB_OK;
+    case 64: work(std::integral_constant<int, 64>()); return NB_OK;
+    case 128: work(std::integral_constant<int, 128>()); return NB_OK;
+    default: return NB_UNKNOWN_OPTION;
+  }
+}
+
+Shape shape_of(int64_t n, int64_t n_levels, int64_t n_features, int64_t n_outputs) {
+  const int log2_pairs = n_features == 8 ? 2 : n_features == 4 ? 1 : 0;
+  return {n, int(n_levels), int(n_features), int(n_levels * n_features), int(n_outputs), log2_pairs};
+}
+
+bool fits(const Shape& shape) {
+  return shape.n_features == 2 << shape.log2_pairs && shape.n_inputs <= MAX_INPUTS && shape.n_outputs <= OUTPUTS;
+}
+
+}  // namespace
+
+// features [n_levels, n, F] half, F even and n_levels * F at most 64; hidden_weight [width, n_levels * F]; hidden_bias
+// [width]; out_weight [n_outputs, width]; out_bias [n_outputs]; out [n, n_outputs].
+NB_EXPORT int mlp_half_fwd_f32(const float* hidden_weight, const __half* features, const float* hidden_bias,
+                               const float* out_weight, const float* out_bias, float* out, int64_t n, int64_t n_levels,
+                               int64_t n_features, int64_t width, int64_t n_outputs, cudaStream_t stream) {
+  const Shape shape = shape_of(n, n_levels, n_features, n_outputs);
+  if (!fits(shape)) return NB_UNKNOWN_OPTION;
+  if (n == 0) return NB_OK;
+  const int status = with_width(width, [&](auto w) {
+    constexpr int W = decltype(w)::value;
+    const int bytes = Layout<W>(shape, false).end * int(sizeof(__half));
+    const unsigned blocks = resident_blocks(fwd<W>, bytes, (n + ROWS - 1) / ROWS);
+    fwd<W><<<blocks, ROWS, bytes, stream>>>(features, hidden_weight, hidden_bias, out_weight, out_bias, out, shape);
+  });
+  return status ? status : launched();
+}
+
+// grad_out [n, n_outputs]; largest [1] of its absolute values, as largest_f32 finds it; grad_features as features,
+// still scaled; sums [n_blocks, width * (n_levels * F + 1 + n_outputs)] of zeros: each block's gradients over W1, b1 and W2;
+// blocks beyond what the GPU holds at once are not used.
+NB_EXPORT int mlp_half_bwd_f32(const float* hidden_weight, const __half* features, const float* hidden_bias,
+                               const float* out_weight, const float* grad_out, const uint32_t* largest, __half* grad_features,
+                               float* sums, int64_t n, int64_t n_levels, int64_t n_features, int64_t width, int64_t n_outputs,
+                               int64_t n_blocks, cudaStream_t stream) {
+  const Shape shape = shape_of(n, n_levels, n_features, n_outputs);
+  if (!fits(shape)) return NB_UNKNOWN_OPTION;
+  if (n == 0) return NB_OK;
+  const int status = with_width(width, [&](auto w) {
+    constexpr int W = decltype(w)::value;
+    const int bytes = Layout<W>(shape, true).end * int(sizeof(__half));
+    const unsigned blocks = resident_blocks(bwd<W>, bytes, min(n_blocks, (n + ROWS - 1) / ROWS));
+    bwd<W><<<blocks, ROWS, bytes, stream>>>(features, hidden_weight, hidden_bias, out_weight, grad_out, largest,
+                                                        grad_features, sums, shape);
+  });
+  return status ? status : launched();
+}

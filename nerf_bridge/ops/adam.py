@@ -1,0 +1,79 @@
+"""Adam for a hash grid: one kernel a tensor, which passes over entries that no sample touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nerf_bridge.ops.backend import run_kernel
+
+
+class SkippingAdam(torch.optim.Adam):
+    """Adam (Kingma & Ba 2015) whose groups may set `skip`: numbers with a gradient of exactly zero stay as they are.
+
+    Most entries of a fine hash grid get no gradient at a step, and Adam would move them by their old moments all the
+    same. Skipped numbers keep value and moments: the moments are averages over the steps that touched the number, not
+    over time, while the bias corrections count all steps (as the sparse updates of Mueller et al. 2022). Without `skip`
+    this is Adam. The state has the names and meanings of torch's.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float], eps: float, backend: str) -> None:
+        """Take `groups` of {"params", "lr", "skip"}; `backend` is "cuda", "cpu" or "torch"."""
+        super().__init__(groups, betas=betas, eps=eps)
+        self.backend = backend
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step on all parameters that have a gradient; takes no closure."""
+        assert closure is None, "SkippingAdam: closures are not supported"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad.contiguous(), group)
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        state["step"] += 1
+        step, moments = float(state["step"]), (state["exp_avg"], state["exp_avg_sq"])
+        rate, root = float(group["lr"]) / (1 - beta1**step), math.sqrt(1 - beta2**step)
+        settings = (rate, root, float(beta1), float(beta2), float(group["eps"]), bool(group.get("skip", False)))
+        if self.backend == "torch":
+            adam_torch(gradient, parameter, *moments, *settings)
+        else:
+            run_kernel(self.backend, "adam", gradient, parameter, *moments, gradient.numel(), *settings)
+
+
+def adam_torch(
+    gradient: Tensor,
+    value: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    rate: float,
+    root: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    skip: bool,
+) -> None:
+    """The reference of the kernel in plain torch operations: changes `value`, `mean` and `square`.
+
+    Args:
+        gradient, value, mean, square: of one shape.
+        rate: learning rate / (1 - beta1^step).
+        root: sqrt(1 - beta2^step).
+        beta1, beta2, eps: of Adam.
+        skip: leave numbers without gradient as they are.
+    """
+    moved = torch.ones_like(gradient, dtype=torch.bool) if not skip else gradient != 0
+    new_mean = mean + (1 - beta1) * (gradient - mean)
+    new_square = beta2 * square + (1 - beta2) * gradient * gradient
+    new_value = value - rate * new_mean / (new_square.sqrt() / root + eps)
+    for tensor, new in ((value, new_value), (mean, new_mean), (square, new_square)):
+        tensor.copy_(torch.where(moved, new, tensor))

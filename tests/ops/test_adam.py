@@ -1,0 +1,84 @@
+"""Adam that may skip: without skipping it is torch's, with it untouched numbers stay as they are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nerf_bridge.ops.adam import SkippingAdam
+
+BACKENDS = [
+    "torch",
+    pytest.param("cpu", marks=pytest.mark.compiler),
+    pytest.param("cuda", marks=pytest.mark.cuda),
+]
+
+
+def device_of(backend: str) -> str:
+    return "cuda" if backend == "cuda" else "cpu"
+
+
+def gradients(n_steps: int, shape: tuple[int, ...]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator) for _ in range(n_steps)]
+    return [g * (torch.rand(shape, generator=generator) < 0.4) for g in drawn]
+
+
+def run(optimiser_of, n_steps: int, device: str, shape: tuple[int, ...] = (37, 3)) -> torch.Tensor:
+    parameter = torch.linspace(-1, 1, 111).view(shape).clone().to(device).requires_grad_()
+    optimiser = optimiser_of([parameter])
+    for gradient in gradients(n_steps, shape):
+        parameter.grad = gradient.to(device)
+        optimiser.step()
+    return parameter.detach().cpu()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_skipping_it_is_torchs_adam(backend):
+    def ours(parameters):
+        return SkippingAdam([{"params": parameters, "lr": 0.03, "skip": False}], (0.9, 0.99), 1e-6, backend)
+
+    expected = run(lambda p: torch.optim.Adam(p, lr=0.03, betas=(0.9, 0.99), eps=1e-6), 20, "cpu")
+    assert torch.allclose(run(ours, 20, device_of(backend)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_number_moves_by_the_gradients_that_touched_it(backend):
+    def ours(parameters):
+        return SkippingAdam([{"params": parameters, "lr": 0.03, "skip": True}], (0.9, 0.99), 1e-6, backend)
+
+    value = torch.linspace(-1, 1, 111, dtype=torch.float64).view(37, 3)
+    mean, square = torch.zeros_like(value), torch.zeros_like(value)
+    for step, gradient in enumerate(gradients(20, (37, 3)), start=1):
+        for i in torch.nonzero(gradient).tolist():
+            g = float(gradient[tuple(i)])
+            mean[tuple(i)] = 0.9 * mean[tuple(i)] + 0.1 * g
+            square[tuple(i)] = 0.99 * square[tuple(i)] + 0.01 * g * g
+            corrected = mean[tuple(i)] / (1 - 0.9**step), square[tuple(i)] / (1 - 0.99**step)
+            value[tuple(i)] -= 0.03 * corrected[0] / (corrected[1].sqrt() + 1e-6)
+    assert torch.allclose(run(ours, 20, device_of(backend)).double(), value, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_state_goes_through_a_state_dict(backend):
+    def made(parameters):
+        return SkippingAdam([{"params": parameters, "lr": 0.03, "skip": True}], (0.9, 0.99), 1e-6, backend)
+
+    device, parts = device_of(backend), gradients(8, (37, 3))
+    whole = run(made, 8, device)
+    parameter = torch.linspace(-1, 1, 111).view(37, 3).clone().to(device).requires_grad_()
+    optimiser = made([parameter])
+    for k, gradient in enumerate(parts):
+        if k == 4:
+            state = optimiser.state_dict()
+            optimiser = made([parameter])
+            optimiser.load_state_dict(state)
+        parameter.grad = gradient.to(device)
+        optimiser.step()
+    assert torch.equal(parameter.detach().cpu(), whole)
+
+
+def test_closures_are_refused():
+    optimiser = SkippingAdam([{"params": [torch.zeros(1, requires_grad=True)], "lr": 1.0}], (0.9, 0.99), 1e-6, "torch")
+    with pytest.raises(AssertionError, match="closures"):
+        optimiser.step(lambda: 0.0)

@@ -1,0 +1,132 @@
+"""The half-precision grid and network against float64, forward and backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nerf_bridge.ops.grid_mlp import grid_mlp
+from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode_torch
+
+pytestmark = [pytest.mark.cuda]
+SIZES = [
+    (16, 2, 64, 4),
+    (6, 4, 32, 4),
+    (8, 2, 16, 1),
+    (8, 8, 128, 8),
+    (3, 2, 64, 3),
+]  # levels, features, width, outputs
+
+
+def spec_of(n_levels: int, n_features: int) -> HashGridSpec:
+    return HashGridSpec(n_levels, n_features, 14, 4, 256)
+
+
+def parameters(spec: HashGridSpec, width: int, n_outputs: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    n_inputs = spec.n_levels * spec.n_features
+    shapes = [(spec.n_entries, spec.n_features), (width, n_inputs), (width,), (n_outputs, width), (n_outputs,)]
+    scales = [0.5, (6 / n_inputs) ** 0.5, 0.1, width**-0.5, 0.1]
+    drawn = [torch.randn(shape, generator=generator) * scale for shape, scale in zip(shapes, scales, strict=True)]
+    return [tensor.cuda().requires_grad_() for tensor in drawn]
+
+
+def ray_points(n: int) -> torch.Tensor:
+    """Points along rays, so that neighbours share cells."""
+    generator = torch.Generator().manual_seed(1)
+    starts, ends = torch.rand(2, -(-n // 50), 1, 3, generator=generator)
+    return (starts + (ends - starts) * torch.linspace(0, 1, 50)[:, None]).reshape(-1, 3)[:n].contiguous().cuda()
+
+
+def stored(exact: torch.Tensor) -> torch.Tensor:
+    """What a half keeps of `exact`; gradients pass as they are."""
+    return exact + (exact.detach().half().double() - exact.detach())
+
+
+def reference(points: torch.Tensor, inputs: list[torch.Tensor], spec: HashGridSpec) -> torch.Tensor:
+    """In float64, on what the kernels store in halves: then no unit of the hidden layer is on here and off there."""
+    table, hidden_weight, hidden_bias, out_weight, out_bias = inputs
+    features = stored(hash_encode_torch(points.double(), stored(table), spec))
+    hidden = (features @ stored(hidden_weight).T + hidden_bias).relu()
+    return stored(hidden) @ stored(out_weight).T + out_bias
+
+
+def error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.detach().double() - expected.detach()).abs().max() / expected.detach().abs().max())
+
+
+def outputs_and_gradients(sizes, n, order, decided):
+    """(ours, float64) for the outputs and every gradient; `decided`: biases that leave no hidden unit near its bend."""
+    n_levels, n_features, width, n_outputs = sizes
+    spec = spec_of(n_levels, n_features)
+    points = torch.rand(n, 3, device="cuda") if order == "random" else ray_points(n)
+    points = (points * 4096).round() / 4096  # so that float32 places them in their cells exactly
+    inputs = parameters(spec, width, n_outputs)
+    if decided:
+        with torch.no_grad():
+            inputs[2].copy_(torch.where(torch.arange(width, device="cuda") % 3 == 0, -20.0, 20.0))
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    grad_out = torch.randn(n, n_outputs, device="cuda") * 1e-6  # halves alone would lose these
+    out, expected = grid_mlp(points, *inputs, spec), reference(points, exact, spec)
+    out.backward(grad_out)
+    expected.backward(grad_out.double())
+    return [(out, expected), *((got.grad, want.grad) for got, want in zip(inputs, exact, strict=True))]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("n", [1, 127, 20000])
+@pytest.mark.parametrize("order", ["random", "rays"])
+def test_outputs_and_gradients_are_those_of_float64_to_a_thousandth(sizes, n, order):
+    for got, expected in outputs_and_gradients(sizes, n, order, decided=True):
+        assert error(got, expected) < 1e-3, tuple(got.shape)
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_units_that_are_just_on_or_off_change_few_gradients(sizes):
+    """A unit whose input is zero but for rounding may be on here and off there; that moves single entries, slightly."""
+    for got, expected in outputs_and_gradients(sizes, 20000, "random", decided=False):
+        off = (got.double() - expected).abs() / expected.abs().max()
+        assert float(off.max()) < 0.05 and float((off > 1e-3).double().mean()) < 1e-3
+
+
+def test_no_points_give_no_outputs_and_zero_gradients():
+    spec = spec_of(6, 4)
+    inputs = parameters(spec, 32, 4)
+    out = grid_mlp(torch.empty(0, 3, device="cuda"), *inputs, spec)
+    out.sum().backward()
+    assert out.shape == (0, 4) and all(float(tensor.grad.abs().sum()) == 0 for tensor in inputs)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf")])
+def test_zero_and_broken_gradients_stay_what_they_are(value):
+    spec = spec_of(6, 4)
+    inputs = parameters(spec, 32, 4)
+    grid_mlp(torch.rand(100, 3, device="cuda"), *inputs, spec).backward(torch.full((100, 4), value, device="cuda"))
+    grads = torch.cat([tensor.grad.reshape(-1) for tensor in inputs])
+    assert bool((grads == 0).all()) if value == 0 else not bool(torch.isfinite(grads).all())
+
+
+def test_the_weights_gradients_repeat_to_the_last_bit():
+    spec = spec_of(16, 2)
+    results = []
+    for _ in range(2):
+        inputs = parameters(spec, 64, 4)
+        grid_mlp(ray_points(50000), *inputs, spec).sin().sum().backward()
+        results.append([tensor.grad for tensor in inputs[1:]])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.slow
+def test_more_than_2_31_numbers():
+    """2^26 points and some have more than 2^31 features; the last ones come out as they do alone."""
+    spec, n, few = spec_of(16, 2), (1 << 26) + 300, 400
+    inputs = parameters(spec, 64, 4)
+    points = torch.rand(n, 3, device="cuda")
+    out = grid_mlp(points, *inputs, spec)
+    alone = grid_mlp(points[-few:].contiguous(), *inputs, spec)
+    assert torch.equal(out[-few:], alone)
+    grad_out = torch.zeros_like(out)
+    grad_out[-few:] = torch.randn(few, 4, device="cuda")
+    grads = torch.autograd.grad(out, inputs, grad_out)
+    expected = torch.autograd.grad(alone, inputs, grad_out[-few:].contiguous())
+    assert all(error(got, want) < 1e-5 for got, want in zip(grads, expected, strict=True))
