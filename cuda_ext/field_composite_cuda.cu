@@ -6,27 +6,37 @@
 
 namespace {
 
-__global__ void fwd(const float4* __restrict__ raw, const float* __restrict__ points, const float* __restrict__ t_starts,
-                    const float* __restrict__ t_ends, const int64_t* __restrict__ packed_info,
-                    const float* __restrict__ middles, float* out, float* opacity, float* weights, int64_t n_rays,
+struct Packed {  // what both passes read
+  const float4* raw;
+  const float *points, *t_starts, *t_ends;
+  const int64_t* packed_info;
+  const float *middles, *behind;
+};
+
+__global__ void fwd(Packed in, float* pixels, float* first_moments, int64_t* seen, float* weights, int64_t n_rays,
                     Density<float> density) {
   const int64_t ray = thread_index() / LANES;
   if (ray >= n_rays) return;
-  const int64_t start = packed_info[2 * ray], stop = start + packed_info[2 * ray + 1];
-  const float middle = middles[ray];
+  const int64_t start = in.packed_info[2 * ray], stop = start + in.packed_info[2 * ray + 1];
+  const float middle = in.middles[ray];
   float thickness = 0.0f, sum[CHANNELS] = {};  // optical, of the samples so far
-  for (int64_t first = start; first < stop; first += LANES) {
+  int64_t looked_at = 0;
+  for (int64_t first = start; first < stop && expf(-thickness) >= float(EARLY_STOP); first += LANES) {
     const int64_t i = first + lane_index();
     const bool mine = i < stop;
     const int64_t at = mine ? i : first;
-    const float4 value = raw[at];
-    const float near = t_starts[at], far = t_ends[at], own[RAW] = {value.x, value.y, value.z, value.w};
-    const float sigma = density.value(density.shifted(value.x, points + 3 * at));
-    const float x = mine ? sigma * (far - near) : 0.0f;
-    const float through = prefix_sum(x), before = __shfl_up_sync(ALL_LANES, through, 1);
-    const float weight = __expf(-(thickness + (lane_index() == 0 ? 0.0f : before))) * -expm1f(-x);
-    thickness += __shfl_sync(ALL_LANES, through, LANES - 1);
-    if (mine) weights[i] = weight;
+    const float4 value = in.raw[at];
+    const float near = in.t_starts[at], far = in.t_ends[at], own[RAW] = {value.x, value.y, value.z, value.w};
+    const float x = density.value(density.shifted(value.x, in.points + 3 * at)) * (far - near);
+    const float through = prefix_sum(mine ? x : 0.0f), ahead = __shfl_up_sync(ALL_LANES, through, 1);
+    const float light = expf(-(thickness + (lane_index() == 0 ? 0.0f : ahead)));
+    const bool lit = mine && light >= float(EARLY_STOP);
+    const int n_lit = __popc(__ballot_sync(ALL_LANES, lit));  // the first ones: light only falls
+    const float weight = lit ? light * -expm1f(-x) : 0.0f;
+    thickness += __shfl_sync(ALL_LANES, through, n_lit - 1);
+    looked_at += n_lit;
+    if (!lit) continue;
+    weights[i] = weight;
     float channels[CHANNELS];
     sample_channels(own, (near + far) * 0.5f, middle, channels);
 #pragma unroll
@@ -35,30 +45,28 @@ __global__ void fwd(const float4* __restrict__ raw, const float* __restrict__ po
 #pragma unroll
   for (int k = 0; k < CHANNELS; ++k) sum[k] = warp_sum(sum[k]);
   if (lane_index() != 0) return;
-  opacity[ray] = -expm1f(-thickness);
-#pragma unroll
-  for (int k = 0; k < CHANNELS; ++k) out[CHANNELS * ray + k] = sum[k];
+  pixel_of(sum, -expm1f(-thickness), middle, in.behind + 3 * ray, pixels + PIXEL * ray);
+  first_moments[ray] = sum[3];
+  seen[ray] = looked_at;
 }
 
-__global__ void bwd(const float4* __restrict__ raw, const float* __restrict__ points, const float* __restrict__ t_starts,
-                    const float* __restrict__ t_ends, const int64_t* __restrict__ packed_info,
-                    const float* __restrict__ middles, const float* __restrict__ weights, const float* __restrict__ opacity,
-                    const float* __restrict__ grad_out, const float* __restrict__ grad_opacity, float4* grad_raw,
-                    int64_t n_rays, Density<float> density) {
+__global__ void bwd(Packed in, const float* __restrict__ pixels, const float* __restrict__ first_moments,
+                    const int64_t* __restrict__ seen, const float* __restrict__ weights, const float* __restrict__ grad_pixels,
+                    float4* grad_raw, int64_t n_rays, Density<float> density) {
   const int64_t ray = thread_index() / LANES;
   if (ray >= n_rays) return;
-  const int64_t start = packed_info[2 * ray], stop = start + packed_info[2 * ray + 1];
-  float transmittance = 1.0f - opacity[ray], later = 0.0f, over[CHANNELS];
-#pragma unroll
-  for (int k = 0; k < CHANNELS; ++k) over[k] = grad_out[CHANNELS * ray + k];
-  const float middle = middles[ray], over_opacity = grad_opacity[ray];
+  const int64_t start = in.packed_info[2 * ray], stop = start + seen[ray];
+  const float middle = in.middles[ray], opacity = pixels[PIXEL * ray + 3];
+  float transmittance = 1.0f - opacity, later = 0.0f, over[CHANNELS];
+  const float over_opacity =
+      pixel_gradient(grad_pixels + PIXEL * ray, first_moments[ray], opacity, middle, in.behind + 3 * ray, over);
   for (int64_t last = stop; last > start; last -= LANES) {  // from the back, lane 31 on the latest sample
     const int64_t i = last - LANES + lane_index();
     const bool mine = i >= start;
     const int64_t at = mine ? i : start;
-    const float4 value = raw[at];
-    const float near = t_starts[at], far = t_ends[at], own[RAW] = {value.x, value.y, value.z, value.w};
-    const float weight = mine ? weights[at] : 0.0f, shifted = density.shifted(value.x, points + 3 * at);
+    const float4 value = in.raw[at];
+    const float near = in.t_starts[at], far = in.t_ends[at], own[RAW] = {value.x, value.y, value.z, value.w};
+    const float weight = mine ? weights[at] : 0.0f, shifted = density.shifted(value.x, in.points + 3 * at);
     float channels[CHANNELS], result[RAW];
     sample_channels(own, (near + far) * 0.5f, middle, channels);
     const float g = weight_gradient<float>(channels, CHANNELS, 0.0f, over, over_opacity, 0.0f);
@@ -82,23 +90,24 @@ Density<float> density_of(double blob_scale, double blob_radius, int64_t is_exp)
 
 // Shapes as in field_composite_cpu.cpp; raw and grad_raw at multiples of 16 bytes; `n` is not needed here.
 NB_EXPORT int field_composite_fwd_f32(const float4* raw, const float* points, const float* t_starts, const float* t_ends,
-                                      const int64_t* packed_info, const float* middles, float* out, float* opacity,
-                                      float* weights, int64_t n_rays, int64_t, double blob_scale, double blob_radius,
-                                      int64_t is_exp, cudaStream_t stream) {
+                                      const int64_t* packed_info, const float* middles, const float* behind, float* pixels,
+                                      float* first_moments, int64_t* seen, float* weights, int64_t n_rays, int64_t,
+                                      double blob_scale, double blob_radius, int64_t is_exp, cudaStream_t stream) {
   if (n_rays == 0) return NB_OK;
-  fwd<<<blocks_for(n_rays * LANES), THREADS, 0, stream>>>(raw, points, t_starts, t_ends, packed_info, middles, out, opacity,
-                                                          weights, n_rays, density_of(blob_scale, blob_radius, is_exp));
+  const Packed in = {raw, points, t_starts, t_ends, packed_info, middles, behind};
+  fwd<<<blocks_for(n_rays * LANES), THREADS, 0, stream>>>(in, pixels, first_moments, seen, weights, n_rays,
+                                                          density_of(blob_scale, blob_radius, is_exp));
   return launched();
 }
 
 NB_EXPORT int field_composite_bwd_f32(const float4* raw, const float* points, const float* t_starts, const float* t_ends,
-                                      const int64_t* packed_info, const float* middles, const float* weights,
-                                      const float* opacity, const float* grad_out, const float* grad_opacity,
-                                      float4* grad_raw, int64_t n_rays, int64_t, double blob_scale, double blob_radius,
-                                      int64_t is_exp, cudaStream_t stream) {
+                                      const int64_t* packed_info, const float* middles, const float* behind,
+                                      const float* pixels, const float* first_moments, const int64_t* seen,
+                                      const float* weights, const float* grad_pixels, float4* grad_raw, int64_t n_rays, int64_t,
+                                      double blob_scale, double blob_radius, int64_t is_exp, cudaStream_t stream) {
   if (n_rays == 0) return NB_OK;
-  bwd<<<blocks_for(n_rays * LANES), THREADS, 0, stream>>>(raw, points, t_starts, t_ends, packed_info, middles, weights, opacity,
-                                                          grad_out, grad_opacity, grad_raw, n_rays,
-                                                          density_of(blob_scale, blob_radius, is_exp));
+  const Packed in = {raw, points, t_starts, t_ends, packed_info, middles, behind};
+  bwd<<<blocks_for(n_rays * LANES), THREADS, 0, stream>>>(in, pixels, first_moments, seen, weights, grad_pixels, grad_raw,
+                                                          n_rays, density_of(blob_scale, blob_radius, is_exp));
   return launched();
 }

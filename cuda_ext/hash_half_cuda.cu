@@ -15,7 +15,7 @@
 
 namespace {
 
-constexpr int MERGE_BELOW = 24;  // runs in a warp from which on summing them first does not pay
+constexpr int MERGE_BELOW = 29;  // runs in a warp from which on summing them first does not pay
 
 template <int F>
 __device__ __forceinline__ Row<float, F> load_half_row(const __half* from) {

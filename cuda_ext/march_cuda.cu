@@ -16,7 +16,9 @@ __global__ void count(const float* rays_o, const float* rays_d, const uint64_t* 
                       uint32_t* masks, int64_t n_rays, int n_words, int64_t resolution, float step) {
   const int64_t ray = thread_index() / LANES;
   if (ray >= n_rays) return;
-  const Walk<float> walk(rays_o + 3 * ray, rays_d + 3 * ray, bricks, resolution, step, jitter ? jitter[ray] : 0.0f);
+  const float o[3] = {rays_o[3 * ray], rays_o[3 * ray + 1], rays_o[3 * ray + 2]};  // all on their way before the first use
+  const float d[3] = {rays_d[3 * ray], rays_d[3 * ray + 1], rays_d[3 * ray + 2]};
+  const Walk<float> walk(o, d, bricks, resolution, step, jitter ? jitter[ray] : 0.0f);
   int n = 0;
   float first = 0.0f;
   const float own = float(lane_index());
@@ -40,7 +42,9 @@ __global__ void fill(const float* rays_o, const float* rays_d, const float* jitt
   if (ray >= n_rays) return;
   const int64_t start = packed_info[2 * ray], stop = start + packed_info[2 * ray + 1];
   if (start == stop) return;
-  const Steps<float> steps(rays_o + 3 * ray, rays_d + 3 * ray, step, jitter ? jitter[ray] : 0.0f);
+  const float o[3] = {rays_o[3 * ray], rays_o[3 * ray + 1], rays_o[3 * ray + 2]};
+  const float d[3] = {rays_d[3 * ray], rays_d[3 * ray + 1], rays_d[3 * ray + 2]};
+  const Steps<float> steps(o, d, step, jitter ? jitter[ray] : 0.0f);
   int64_t base = start;
   for (int w = 0; w < n_words; ++w) {
     const unsigned votes = masks[ray * n_words + w];
@@ -49,7 +53,7 @@ __global__ void fill(const float* rays_o, const float* rays_d, const float* jitt
     if (!(votes >> lane_index() & 1) || at >= stop) continue;
     const float i = float(w * LANES + lane_index());
     ray_indices[at] = ray;
-    write_sample(steps, rays_o + 3 * ray, rays_d + 3 * ray, i, at, t_starts, t_ends, points);
+    write_sample(steps, o, d, i, at, t_starts, t_ends, points);
   }
 }
 

@@ -268,7 +268,7 @@ __device__ __forceinline__ void backward_rows(const Layout<W>& at, __half* share
   }
 }
 
-// The tile's gradients over the outputs, times `scale`, as halves; whether one of this block's is not zero.
+// The tile's gradients over the outputs, times `scale`, as halves; whether one of this thread's is not zero.
 __device__ bool load_grad_out(const float* grad_out, const Shape& shape, int64_t first, float scale, __half* to) {
   const int64_t row = first + threadIdx.x;
   bool counts = false;
@@ -277,7 +277,25 @@ __device__ bool load_grad_out(const float* grad_out, const Shape& shape, int64_t
     counts |= grad != 0.0f;
     to[threadIdx.x * (OUTPUTS + PAD) + o] = __float2half_rn(grad * scale);
   }
-  return __syncthreads_or(counts);
+  return counts;
+}
+
+// What `backward_rows` leaves for rows without a gradient: zeros.
+template <int W>
+__device__ void clear_rows(const Layout<W>& at, __half* shared, int row, const Shape& shape, int64_t first,
+                           __half* grad_features) {
+  const int lane = lane_index();
+  const uint4 zeros = {};
+  for (int i = lane; i < LANES * W / 8; i += LANES) {
+    const int place = (row + i / (W / 8)) * (W + PAD) + i % (W / 8) * 8;
+    *reinterpret_cast<uint4*>(shared + at.hidden + place) = zeros;
+    *reinterpret_cast<uint4*>(shared + at.grad_hidden + place) = zeros;
+  }
+  const int64_t r = first + row + lane;
+  if (r >= shape.n) return;
+  const int pairs = 1 << shape.log2_pairs;
+  for (int k = 0; k < shape.n_inputs / 2; ++k)
+    reinterpret_cast<uint32_t*>(grad_features)[((k >> shape.log2_pairs) * shape.n + r) * pairs + (k & (pairs - 1))] = 0u;
 }
 
 template <int W>
@@ -294,13 +312,18 @@ __global__ void __launch_bounds__(ROWS) bwd(const __half* features, const float*
     shared[at.out_weight + i] = __float2half_rn(o < shape.n_outputs ? out_weight[o * W + h] : 0.0f);
   }
   const float factor = gradient_scale(*largest);
+  __syncthreads();
   for (int64_t first = int64_t(blockIdx.x) * ROWS; first < shape.n; first += int64_t(gridDim.x) * ROWS) {
-    load_inputs(features, shape, first, shared + at.inputs);
     const bool counts = load_grad_out(grad_out, shape, first, factor, shared + at.grad_out);
-    for (int m = 0; m < 2; ++m)
-      backward_rows<W>(at, shared, hidden_bias, warp * LANES + m * 16, shape, first, grad_features);
-    __syncthreads();
-    if (counts) {
+    load_inputs(features, shape, first, shared + at.inputs);
+    __syncwarp();
+    if (__any_sync(ALL_LANES, counts)) {
+      for (int m = 0; m < 2; ++m)
+        backward_rows<W>(at, shared, hidden_bias, warp * LANES + m * 16, shape, first, grad_features);
+    } else {
+      clear_rows<W>(at, shared, warp * LANES, shape, first, grad_features);
+    }
+    if (__syncthreads_or(counts)) {
       add_hidden_gradient<W>(shared + at.grad_hidden, shared + at.inputs, shape, hidden_sum);
       add_out_gradient<W>(shared + at.hidden, shared + at.grad_out, out_sum);
     }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.ops.composite import composite
-from nerf_bridge.ops.field_composite import RaySums, field_composite
+from nerf_bridge.ops.field_composite import field_composite, pixels_of
 from nerf_bridge.ops.march import march_rays
 from nerf_bridge.scene.cameras import Cameras
 from nerf_bridge.scene.field import Field, RawField
@@ -17,7 +17,6 @@ from nerf_bridge.scene.rays import Rays, camera_rays
 from nerf_bridge.scene.shading import Shading, headlight_directions, shade
 
 BOX_DIAGONAL = 2.0 * math.sqrt(3.0)
-MIN_OPACITY = 1e-3  # keeps the variance of the depth, and its derivative, finite where nothing is seen
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,8 @@ def _render_rays(
     samples = march_rays(rays.origins, rays.directions, occupied, step_size, jitter, backend)
     middles = rays.origins.norm(dim=-1)
     if isinstance(field, RawField) and light is None and not with_normals:
-        sums = field_composite(field.raw(samples.points), samples, middles, field.activation, backend)
-        return _rendering(sums, behind, middles, None, samples.n)
+        pixels = field_composite(field.raw(samples.points), samples, middles, behind, field.activation, backend)
+        return _rendering(pixels, None, samples.n)
     sigmas, features = field(samples.points)
     if light is not None or with_normals:
         normals = field.normals(samples.points)
@@ -152,20 +151,14 @@ def _render_rays(
     u = (samples.t_mids - middles.index_select(0, samples.ray_indices))[:, None]
     packed = (samples.t_starts, samples.t_ends, samples.packed_info)
     summed, opacity, _, _ = composite(sigmas, torch.cat([features, u, u * u], dim=-1), *packed, backend)
-    sums = RaySums(summed[:, :3], opacity, summed[:, -2], summed[:, -1])
-    return _rendering(sums, behind, middles, _unit(summed[:, 3:6]) if with_normals else None, samples.n)
+    pixels = pixels_of(summed, opacity, middles, behind)
+    return _rendering(pixels, _unit(summed[:, 3:6]) if with_normals else None, samples.n)
 
 
-def _rendering(sums: RaySums, behind: Tensor, middles: Tensor, normals: Tensor | None, n_samples: int) -> Rendering:
-    """The rendering of n rays from their sums."""
-    return Rendering(
-        color=sums.color + (1.0 - sums.opacity)[:, None] * behind,
-        opacity=sums.opacity,
-        depth=sums.first + middles * sums.opacity,
-        normals=normals,
-        thickness=sums.second - sums.first * sums.first / sums.opacity.clamp(min=MIN_OPACITY),
-        n_samples=n_samples,
-    )
+def _rendering(pixels: Tensor, normals: Tensor | None, n_samples: int) -> Rendering:
+    """The rendering of n rays from their pixels [n, 6]."""
+    color, opacity, depth, thickness = pixels.split([3, 1, 1, 1], dim=1)
+    return Rendering(color, opacity[:, 0], depth[:, 0], normals, thickness[:, 0], n_samples)
 
 
 def _light_per_ray(

@@ -2,12 +2,14 @@
 //
 // raw [4] of a sample: density and three albedo logits, before their activations, at the point x of the box [-1,1]^3:
 //   s = raw_0 + scale (1 - |x| / radius),   sigma = exp(min(s, 15)) or softplus(s),   albedo_k = sigmoid(raw_k).
-// A ray sums its colour and the first two moments of the distance from its middle, u = mid - middle, with the weights of
-// composite.h: channels (r, g, b, u, u^2).
+// A ray sums the channels (r, g, b, u, u^2) with the weights of composite.h, u = mid - middle. From the sums it makes
+//   color = (r, g, b) + (1 - opacity) behind,   depth = U + middle opacity,   thickness = U2 - U^2 / max(opacity, MIN_OPACITY).
+// Where less than EARLY_STOP of the light is left, nothing further is looked at (as in nerfacc and instant-ngp).
 #pragma once
 #include "composite.h"
 
-constexpr int RAW = 4, CHANNELS = 5;
+constexpr int RAW = 4, CHANNELS = 5, PIXEL = 6;  // a pixel: color [3], opacity, depth, thickness
+constexpr double EARLY_STOP = 1e-4, MIN_OPACITY = 1e-3;
 
 template <class T>
 struct Density {  // the activation of the density, and the blob that a field starts from
@@ -49,34 +51,61 @@ NB_HD void raw_gradient(const Density<T>& density, T shifted, const T* channels,
   for (int k = 0; k < 3; ++k) grad_raw[1 + k] = weight * grad_out[k] * channels[k] * (T(1) - channels[k]);
 }
 
-// Writes weights [count], out [5] and opacity of one ray; the inputs point at the ray's first sample.
+// pixel [6] of a ray from its sums.
 template <class T>
-NB_HD void field_composite_ray(const Density<T>& density, const T* raw, const T* points, const T* t_starts, const T* t_ends,
-                               int64_t count, T middle, T* out, T* opacity, T* weights) {
-  T transmittance = T(1), channels[CHANNELS], sum[CHANNELS] = {};
-  for (int64_t i = 0; i < count; ++i) {
-    const T sigma = density.value(density.shifted(raw[RAW * i], points + 3 * i));
-    const T weight = transmittance * -expm1(-sigma * (t_ends[i] - t_starts[i]));
-    transmittance -= weight;
-    weights[i] = weight;
-    sample_channels(raw + RAW * i, (t_starts[i] + t_ends[i]) * T(0.5), middle, channels);
-    for (int k = 0; k < CHANNELS; ++k) sum[k] = mul_add(weight, channels[k], sum[k]);
-  }
-  *opacity = T(1) - transmittance;
-  for (int k = 0; k < CHANNELS; ++k) out[k] = sum[k];
+NB_HD void pixel_of(const T* sum, T opacity, T middle, const T* behind, T* pixel) {
+  const T solid = opacity > T(MIN_OPACITY) ? opacity : T(MIN_OPACITY);
+  for (int k = 0; k < 3; ++k) pixel[k] = sum[k] + (T(1) - opacity) * behind[k];
+  pixel[3] = opacity;
+  pixel[4] = sum[3] + middle * opacity;
+  pixel[5] = sum[4] - sum[3] * sum[3] / solid;
 }
 
-// Writes grad_raw [count, 4] of one ray.
+// The gradient over a ray's sums [5], and returns the one over its opacity.
+template <class T>
+NB_HD T pixel_gradient(const T* grad_pixel, T first_moment, T opacity, T middle, const T* behind, T* grad_sum) {
+  const bool is_solid = opacity > T(MIN_OPACITY);
+  const T ratio = first_moment / (is_solid ? opacity : T(MIN_OPACITY));
+  for (int k = 0; k < 3; ++k) grad_sum[k] = grad_pixel[k];
+  grad_sum[3] = grad_pixel[4] - T(2) * ratio * grad_pixel[5];
+  grad_sum[4] = grad_pixel[5];
+  T grad_opacity = grad_pixel[3] + middle * grad_pixel[4] + (is_solid ? ratio * ratio * grad_pixel[5] : T(0));
+  for (int k = 0; k < 3; ++k) grad_opacity -= grad_pixel[k] * behind[k];
+  return grad_opacity;
+}
+
+// Writes the pixel [6], the first moment, weights [count], and returns how many samples were looked at; the inputs point at
+// the ray's first sample.
+template <class T>
+NB_HD int64_t field_composite_ray(const Density<T>& density, const T* raw, const T* points, const T* t_starts, const T* t_ends,
+                                  int64_t count, T middle, const T* behind, T* pixel, T* first_moment, T* weights) {
+  T transmittance = T(1), channels[CHANNELS], sum[CHANNELS] = {};
+  int64_t seen = 0;
+  for (; seen < count && transmittance >= T(EARLY_STOP); ++seen) {
+    const T sigma = density.value(density.shifted(raw[RAW * seen], points + 3 * seen));
+    const T weight = transmittance * -expm1(-sigma * (t_ends[seen] - t_starts[seen]));
+    transmittance -= weight;
+    weights[seen] = weight;
+    sample_channels(raw + RAW * seen, (t_starts[seen] + t_ends[seen]) * T(0.5), middle, channels);
+    for (int k = 0; k < CHANNELS; ++k) sum[k] = mul_add(weight, channels[k], sum[k]);
+  }
+  pixel_of(sum, T(1) - transmittance, middle, behind, pixel);
+  *first_moment = sum[3];
+  return seen;
+}
+
+// Writes grad_raw [seen, 4] of one ray.
 template <class T>
 NB_HD void field_composite_ray_bwd(const Density<T>& density, const T* raw, const T* points, const T* t_starts,
-                                   const T* t_ends, const T* weights, T opacity, int64_t count, T middle, const T* grad_out,
-                                   T grad_opacity, T* grad_raw) {
-  T transmittance = T(1) - opacity, later = T(0), channels[CHANNELS];
-  for (int64_t i = count - 1; i >= 0; --i) {
+                                   const T* t_ends, const T* weights, T opacity, T first_moment, int64_t seen, T middle,
+                                   const T* behind, const T* grad_pixel, T* grad_raw) {
+  T transmittance = T(1) - opacity, later = T(0), channels[CHANNELS], grad_sum[CHANNELS];
+  const T grad_opacity = pixel_gradient(grad_pixel, first_moment, opacity, middle, behind, grad_sum);
+  for (int64_t i = seen - 1; i >= 0; --i) {
     sample_channels(raw + RAW * i, (t_starts[i] + t_ends[i]) * T(0.5), middle, channels);
-    const T g = weight_gradient(channels, CHANNELS, T(0), grad_out, grad_opacity, T(0));
+    const T g = weight_gradient(channels, CHANNELS, T(0), grad_sum, grad_opacity, T(0));
     const T grad_sigma = sigma_gradient(t_ends[i] - t_starts[i], transmittance, g, later);
-    raw_gradient(density, density.shifted(raw[RAW * i], points + 3 * i), channels, grad_sigma, weights[i], grad_out,
+    raw_gradient(density, density.shifted(raw[RAW * i], points + 3 * i), channels, grad_sigma, weights[i], grad_sum,
                  grad_raw + RAW * i);
     later = mul_add(weights[i], g, later);
     transmittance += weights[i];

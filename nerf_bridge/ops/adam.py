@@ -43,11 +43,11 @@ class SkippingAdam(torch.optim.Adam):
         state["step"] += 1
         step, moments = float(state["step"]), (state["exp_avg"], state["exp_avg_sq"])
         rate, root = float(group["lr"]) / (1 - beta1**step), math.sqrt(1 - beta2**step)
-        settings = (rate, root, float(beta1), float(beta2), float(group["eps"]), bool(group.get("skip", False)))
+        numbers, skip = (rate, root, float(beta1), float(beta2), float(group["eps"])), bool(group.get("skip", False))
         if self.backend == "torch":
-            adam_torch(gradient, parameter, *moments, *settings)
+            adam_torch(gradient, parameter, *moments, *numbers, skip=skip)
         else:
-            run_kernel(self.backend, "adam", gradient, parameter, *moments, gradient.numel(), *settings)
+            run_kernel(self.backend, "adam", gradient, parameter, *moments, gradient.numel(), *numbers, skip)
 
 
 def adam_torch(

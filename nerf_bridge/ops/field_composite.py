@@ -1,7 +1,7 @@
 """The field's raw outputs to pictures: activations and volume rendering in one kernel.
 
-What stands between the network and the image, blob, exp, sigmoid, weights, sums, is one pass over the samples forward and
-one backward, so that no intermediate value is written to memory.
+What stands between the network and the image, blob, exp, sigmoid, weights, sums, is one pass over the samples forward
+and one backward, so that no intermediate value is written to memory.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from nerf_bridge.ops.composite import composite_torch
 from nerf_bridge.ops.march import Samples
 
 RAW = 4
+EARLY_STOP = 1e-4  # least light that a ray goes on with
+MIN_OPACITY = 1e-3  # keeps the variance of the depth, and its derivative, finite where nothing is seen
 MAX_EXPONENT = 15.0  # trunc_exp: e^15 = 3.3e6 is opaque at any step size, and its gradient still fits float32
 
 
@@ -35,81 +37,93 @@ class DensityActivation:
         return trunc_exp(shifted) if self.kind == "trunc_exp" else torch.nn.functional.softplus(shifted)
 
 
-@dataclass(frozen=True)
-class RaySums:
-    """What n_rays rays see, each summed with the weights of its samples.
-
-    Attributes:
-        color: [n_rays, 3] albedo, not divided by the opacity.
-        opacity: [n_rays] in [0, 1].
-        first, second: [n_rays] of u and of u^2, where u is the distance of a sample's middle from `middles`.
-    """
-
-    color: Tensor
-    opacity: Tensor
-    first: Tensor
-    second: Tensor
-
-
 def field_composite(
-    raw: Tensor, samples: Samples, middles: Tensor, activation: DensityActivation, backend: str
-) -> RaySums:
-    """Composite the field's raw outputs along their rays. Differentiable once, in `raw`.
+    raw: Tensor, samples: Samples, middles: Tensor, behind: Tensor, activation: DensityActivation, backend: str
+) -> Tensor:
+    """Composite the field's raw outputs along their rays, in front of a background.
+
+    Differentiable once, in `raw` and `behind`. A ray stops where less than EARLY_STOP of the light is left; samples
+    beyond have neither weight nor gradient.
 
     Args:
         raw: [n, 4] density and three albedo logits before their activations. float32, or float64 on cpu and torch.
         samples: the n samples.
-        middles: [n_rays] distance along each ray from which the moments are counted: near the object, little cancels.
+        middles: [n_rays] distance along each ray from which thickness is counted: near the object, little cancels.
+        behind: [n_rays, 3] colour of the background.
         activation: of the density.
         backend: "cuda", "cpu" or "torch".
+    Returns:
+        [n_rays, 6]: color [3]; opacity; depth, sum of weight * t; thickness, the depth's variance along the ray, sum of
+        weight * (t - mean)^2.
     Raises:
         ValueError: a shape, dtype or device does not fit.
     """
+    n_rays = samples.packed_info.shape[0]
     check_tensor("raw", raw, (samples.n, RAW))
     check_float("raw", raw, backend)
-    check_tensor("middles", middles, (samples.packed_info.shape[0],), like=raw)
-    check_tensor("points", samples.points, (samples.n, 3), like=raw)
+    check_tensor("middles", middles, (n_rays,), like=raw)
+    check_tensor("behind", behind, (n_rays, 3), like=raw)
     if backend == "torch":
-        return field_composite_torch(raw, samples, middles, activation)
+        return field_composite_torch(raw, samples, middles, behind, activation)
     packed = (samples.points, samples.t_starts, samples.t_ends, samples.packed_info, middles)
-    out, opacity = _FieldComposite.apply(raw, *packed, activation, backend)
-    return RaySums(out[:, :3], opacity, out[:, 3], out[:, 4])
+    return _FieldComposite.apply(raw, behind, *packed, activation, backend)
 
 
-def field_composite_torch(raw: Tensor, samples: Samples, middles: Tensor, activation: DensityActivation) -> RaySums:
+def field_composite_torch(
+    raw: Tensor, samples: Samples, middles: Tensor, behind: Tensor, activation: DensityActivation
+) -> Tensor:
     """The reference of `field_composite` in plain torch operations."""
     u = (samples.t_mids - middles[samples.ray_indices])[:, None]
     features = torch.cat([torch.sigmoid(raw[:, 1:]), u, u * u], dim=1)
     sigmas = activation(raw[:, 0], samples.points)
-    packed = (samples.t_starts, samples.t_ends, samples.packed_info)
-    out, opacity, _, _ = composite_torch(sigmas, features, *packed)
-    return RaySums(out[:, :3], opacity, out[:, 3], out[:, 4])
+    lit = transmittance_before(sigmas.detach(), samples) >= EARLY_STOP
+    seen = (torch.where(lit, sigmas, 0.0), torch.where(lit[:, None], features, 0.0))
+    sums, opacity, _, _ = composite_torch(*seen, samples.t_starts, samples.t_ends, samples.packed_info)
+    return pixels_of(sums, opacity, middles, behind)
+
+
+def transmittance_before(sigmas: Tensor, samples: Samples) -> Tensor:
+    """The light [n] that reaches the start of each sample, in plain torch operations; counted from each ray's start."""
+    thickness = (sigmas * (samples.t_ends - samples.t_starts)).double()
+    before = thickness.cumsum(0) - thickness
+    starts = samples.packed_info[samples.ray_indices, 0]
+    return torch.exp(before[starts] - before)
+
+
+def pixels_of(sums: Tensor, opacity: Tensor, middles: Tensor, behind: Tensor) -> Tensor:
+    """What `field_composite` returns, from sums [n_rays, c]: first the colour, last u and u^2."""
+    first, second = sums[:, -2], sums[:, -1]
+    color = sums[:, :3] + (1.0 - opacity)[:, None] * behind
+    depth = first + middles * opacity
+    thickness = second - first * first / opacity.clamp(min=MIN_OPACITY)
+    return torch.cat([color, torch.stack([opacity, depth, thickness], dim=1)], dim=1)
 
 
 class _FieldComposite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, activation, backend = inputs
-        raw, points, t_starts, t_ends, packed_info, middles = (tensor.contiguous() for tensor in tensors)
-        n_rays, n = packed_info.shape[0], raw.shape[0]
-        out, opacity = raw.new_empty(n_rays, 5), raw.new_empty(n_rays)
-        weights = torch.zeros_like(t_starts)
-        packed = (raw, points, t_starts, t_ends, packed_info, middles)
+    def forward(ctx: Any, raw: Tensor, behind: Tensor, *rest: Any) -> Tensor:
+        *packed, activation, backend = rest
+        packed = [tensor.contiguous() for tensor in (raw, *packed, behind)]
+        n_rays, n = behind.shape[0], raw.shape[0]
+        pixels, first_moments = raw.new_empty(n_rays, 6), raw.new_empty(n_rays)
+        seen, weights = packed[4].new_empty(n_rays), raw.new_zeros(n)
+        made = (pixels, first_moments, seen, weights)
         settings = (float(activation.blob_scale), float(activation.blob_radius), activation.kind == "trunc_exp")
-        run_kernel(backend, "field_composite_fwd", *packed, out, opacity, weights, n_rays, n, *settings)
-        ctx.save_for_backward(*packed, weights, opacity)
+        run_kernel(backend, "field_composite_fwd", *packed, *made, n_rays, n, *settings)
+        ctx.save_for_backward(*packed, *made)
         ctx.settings, ctx.backend = settings, backend
-        return out, opacity
+        return pixels
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        raw, *_, packed_info, _, _, _ = saved = ctx.saved_tensors
+        saved, grad_pixels = ctx.saved_tensors, grads[0].contiguous()
+        raw, pixels = saved[0], saved[7]
         grad_raw = torch.zeros_like(raw)
-        over = (grad.contiguous() for grad in grads)
-        sizes = (packed_info.shape[0], raw.shape[0])
-        run_kernel(ctx.backend, "field_composite_bwd", *saved, *over, grad_raw, *sizes, *ctx.settings)
-        return grad_raw, None, None, None, None, None, None, None
+        sizes = (pixels.shape[0], raw.shape[0])
+        run_kernel(ctx.backend, "field_composite_bwd", *saved, grad_pixels, grad_raw, *sizes, *ctx.settings)
+        grad_behind = (1.0 - pixels[:, 3:4]) * grad_pixels[:, :3] if ctx.needs_input_grad[1] else None
+        return grad_raw, grad_behind, None, None, None, None, None, None, None
 
 
 def trunc_exp(x: Tensor) -> Tensor:

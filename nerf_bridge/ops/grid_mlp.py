@@ -1,13 +1,14 @@
 """Hash grid and network in one: points -> features -> hidden layer -> outputs, in half precision on tensor cores.
 
-On the backend cuda the table is read as halves, features and their gradients are halves, and every sum is float32 (as in
-Mueller et al. 2021, real-time neural radiance caching); gradients are scaled by a power of two while they are halves. The
-hidden layer lives in registers, forward and again backward. What this cannot do, the exact path does: `hash_encode` and
-`decode` in float32.
+On the backend cuda the table is read as halves, features and their gradients are halves, and every sum is float32 (as
+in Mueller et al. 2021, real-time neural radiance caching); gradients are scaled by a power of two while they are
+halves. The hidden layer lives in registers, forward and again backward. What this cannot do, the exact path does:
+`hash_encode` and `decode` in float32.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ FEATURES = (2, 4, 8)
 MAX_INPUTS = 64
 MAX_OUTPUTS = 8
 MIN_CAPABILITY = (8, 0)
-MAX_BLOCKS = 2048  # of the backward kernel, each with sums of its own
+BLOCKS_PER_PROCESSOR = 4  # of the backward kernel, each with sums of its own; more do not fit at the usual sizes
 
 
 def can_run(spec: HashGridSpec, width: int, n_outputs: int, backend: str) -> bool:
@@ -29,7 +30,7 @@ def can_run(spec: HashGridSpec, width: int, n_outputs: int, backend: str) -> boo
     sizes_fit = spec.n_features in FEATURES and spec.n_levels * spec.n_features <= MAX_INPUTS and width in WIDTHS
     if backend != "cuda" or not sizes_fit or n_outputs > MAX_OUTPUTS:
         return False
-    return torch.cuda.get_device_capability() >= MIN_CAPABILITY
+    return _capability() >= MIN_CAPABILITY
 
 
 def grid_mlp(
@@ -95,7 +96,7 @@ class _GridMlp(torch.autograd.Function):
         points, features, hidden_weight, hidden_bias, out_weight = ctx.saved_tensors
         spec, grad_out = ctx.spec, grads[0].contiguous()
         (n_outputs, width), n_inputs = out_weight.shape, hidden_weight.shape[1]
-        n_blocks = max(1, min(MAX_BLOCKS, -(-points.shape[0] // 128)))
+        n_blocks = BLOCKS_PER_PROCESSOR * _processors(points.device)
         sums = points.new_zeros(n_blocks, width * (n_inputs + 1 + n_outputs))
         sizes = (points.shape[0], spec.n_levels, spec.n_features)
         largest = torch.zeros(1, dtype=torch.int32, device=points.device)  # of grad_out, by which halves are scaled
@@ -109,3 +110,13 @@ class _GridMlp(torch.autograd.Function):
         of_hidden, of_bias, of_out = sums.sum(0).split([width * n_inputs, width, width * n_outputs])
         weights = (of_hidden.view_as(hidden_weight), of_bias, of_out.view_as(out_weight), grad_out.sum(0))
         return None, grad_table, *weights, None
+
+
+@functools.cache
+def _capability() -> tuple[int, int]:
+    return torch.cuda.get_device_capability()
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -70,8 +70,8 @@ class HashGridSpec:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Entries of each level: its (N + 1)^3 vertices when they fit, else the whole table size; rounded up to a multiple
-        of ROW_ALIGNMENT, so that neighbours along x lie in one piece of memory at every level."""
+        """Entries of each level: its (N + 1)^3 vertices when they fit, else the whole table size; rounded up to a
+        multiple of ROW_ALIGNMENT, so that neighbours along x lie in one piece of memory at every level."""
         fitting = (min((n + 1) ** 3, 1 << self.log2_table_size) for n in self.resolutions)
         return tuple(-(-size // ROW_ALIGNMENT) * ROW_ALIGNMENT for size in fitting)
 
@@ -317,7 +317,10 @@ def _fixed_point_scale(grad_out: torch.Tensor, tangents: torch.Tensor | None, sp
 
 @functools.lru_cache(maxsize=32)
 def level_rows(spec: HashGridSpec, device: torch.device) -> torch.Tensor:
-    """What the kernels know of a grid, int64 [n_levels, 4]: resolution, first entry, entries, dense; kept, so that no step copies it to the device."""
+    """What the kernels know of a grid, int64 [n_levels, 4]: resolution, first entry, entries, dense.
+
+    Kept, so that no step copies it to the device.
+    """
     rows = [
         (spec.resolutions[level], spec.offsets[level], spec.sizes[level], int(spec.is_dense(level)))
         for level in range(spec.n_levels)

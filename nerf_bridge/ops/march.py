@@ -101,8 +101,8 @@ def march_rays(
     masks = torch.empty(n_rays, n_words, dtype=torch.int32, device=rays_o.device)
     scene = (origins, directions, bricks, offset)
     run_kernel(backend, "march_count", *scene, counts, masks, n_rays, n_words, resolution, step)
-    packed_info, overflow = _pack(counts, capacity)
-    n = int(packed_info[-1].sum()) if capacity is None and n_rays else capacity or 0
+    packed_info, n_kept, overflow = _pack(counts, capacity)
+    n = int(n_kept) if capacity is None else capacity
     make = torch.empty if capacity is None else torch.zeros
     ray_indices = make(n, dtype=torch.int64, device=rays_o.device)
     t_starts, t_ends, points = (make(shape, dtype=rays_o.dtype, device=rays_o.device) for shape in (n, n, (n, 3)))
@@ -173,25 +173,27 @@ def _candidates(
     return (mids < far[:, None]) & occupied[cells[..., 0], cells[..., 1], cells[..., 2]], t_edges
 
 
-def _pack(counts: torch.Tensor, capacity: int | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """packed_info [n_rays, 2] from counts [n_rays], cut off at `capacity`, and whether something was cut off."""
+def _pack(counts: torch.Tensor, capacity: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """packed_info [n_rays, 2] from counts [n_rays], cut off at `capacity`; their sum; whether some were cut."""
     ends = counts.cumsum(0)
+    n_kept = ends[-1] if len(ends) else counts.new_zeros(())
     if capacity is None:
-        return torch.stack([ends - counts, counts], dim=1), None
+        return torch.stack([ends - counts, counts], dim=1), n_kept, None
     starts = (ends - counts).clamp(max=capacity)
-    overflow = (ends > capacity).any()
-    return torch.stack([starts, ends.clamp(max=capacity) - starts], dim=1), overflow
+    return torch.stack([starts, ends.clamp(max=capacity) - starts], dim=1), n_kept, n_kept > capacity
 
 
 def _with_capacity(samples: Samples, capacity: int | None) -> Samples:
     """`samples` in tensors of `capacity` rows; as they are when it is None."""
     if capacity is None:
         return samples
-    packed_info, overflow = _pack(samples.packed_info[:, 1], capacity)
+    packed_info, _, overflow = _pack(samples.packed_info[:, 1], capacity)
     rows = [samples.ray_indices, samples.t_starts, samples.t_ends, samples.points]
     missing = max(0, capacity - samples.n)
-    resized = [torch.cat([row[:capacity], row.new_zeros(missing, *row.shape[1:])]) for row in rows]
-    return Samples(packed_info, *resized, overflow)
+    ray_indices, t_starts, t_ends, points = (
+        torch.cat([row[:capacity], row.new_zeros(missing, *row.shape[1:])]) for row in rows
+    )
+    return Samples(packed_info, ray_indices, t_starts, t_ends, points, overflow)
 
 
 def _check(

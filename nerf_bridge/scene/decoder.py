@@ -92,7 +92,7 @@ class _DecodeByKernel(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, ...]:
-        features, hidden_weight, hidden_bias, out_weight = network = ctx.saved_tensors
+        features, hidden_weight, _, out_weight = network = ctx.saved_tensors
         (n, n_inputs), (n_outputs, width) = features.shape, out_weight.shape
         grad_features, grad_out = torch.empty_like(features), grad_out.contiguous()
         sums = features.new_empty(KERNEL_CHUNKS, width * (n_inputs + 1 + n_outputs))

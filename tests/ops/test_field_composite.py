@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nerf_bridge.ops.field_composite import DensityActivation, RaySums, field_composite
+from nerf_bridge.ops.field_composite import DensityActivation, field_composite
 from nerf_bridge.ops.march import Samples
 
 ACTIVATIONS = [DensityActivation("trunc_exp", 4.0, 0.5), DensityActivation("softplus", 2.0, 0.8)]
+BACKENDS = ["torch", pytest.param("cpu", marks=pytest.mark.compiler), pytest.param("cuda", marks=pytest.mark.cuda)]
 COUNTS = [3, 0, 1, 70, 32, 0, 33]
 
 
@@ -23,10 +24,11 @@ def packed_samples(counts: list[int], dtype: torch.dtype) -> Samples:
     return Samples(packed_info, ray_indices, t_starts, t_starts + 0.05, points)
 
 
-def sums_and_gradient(raw, samples, middles, activation, backend) -> list[torch.Tensor]:
-    sums: RaySums = field_composite(raw, samples, middles, activation, backend)
-    parts = [sums.color, sums.opacity, sums.first, sums.second]
-    return [*parts, *torch.autograd.grad(sum((k + 1) * part.sin().sum() for k, part in enumerate(parts)), raw)]
+def pixels_and_gradients(raw, samples, middles, activation, backend) -> list[torch.Tensor]:
+    behind = torch.linspace(0, 1, 3 * len(middles)).to(raw).view(-1, 3).requires_grad_()
+    pixels = field_composite(raw, samples, middles, behind, activation, backend)
+    weights = torch.arange(1, 7).to(raw)
+    return [pixels.detach(), *torch.autograd.grad((pixels.sin() * weights).sum(), (raw, behind))]
 
 
 def scene(dtype: torch.dtype, sharpness: float) -> tuple[torch.Tensor, Samples, torch.Tensor]:
@@ -42,7 +44,7 @@ def scene(dtype: torch.dtype, sharpness: float) -> tuple[torch.Tensor, Samples, 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_cpu_equals_torch_forward_and_backward(activation, sharpness, dtype):
     inputs = scene(dtype, sharpness)
-    got, expected = (sums_and_gradient(*inputs, activation, backend) for backend in ("cpu", "torch"))
+    got, expected = (pixels_and_gradients(*inputs, activation, backend) for backend in ("cpu", "torch"))
     tolerance = 1e-5 if dtype == torch.float32 else 1e-11
     for a, b in zip(got, expected, strict=True):
         assert bool((a - b).abs().max() <= tolerance * b.abs().max())
@@ -54,12 +56,14 @@ def test_cpu_equals_torch_forward_and_backward(activation, sharpness, dtype):
 def test_cuda_equals_float64(activation, sharpness):
     raw, samples, middles = scene(torch.float32, sharpness)
     on_gpu = Samples(*(getattr(samples, name).cuda() for name in list(vars(samples))[:5]))
-    got = sums_and_gradient(raw.detach().cuda().requires_grad_(), on_gpu, middles.cuda(), activation, "cuda")
+    got = pixels_and_gradients(raw.detach().cuda().requires_grad_(), on_gpu, middles.cuda(), activation, "cuda")
     exact = Samples(
         *(getattr(samples, name) for name in ("packed_info", "ray_indices")),
         *(getattr(samples, name).double() for name in ("t_starts", "t_ends", "points")),
     )
-    expected = sums_and_gradient(raw.detach().double().requires_grad_(), exact, middles.double(), activation, "torch")
+    expected = pixels_and_gradients(
+        raw.detach().double().requires_grad_(), exact, middles.double(), activation, "torch"
+    )
     for a, b in zip(got, expected, strict=True):
         assert bool((a.cpu() - b).abs().max() <= 1e-4 * b.abs().max())
 
@@ -71,10 +75,28 @@ def test_gradcheck_in_float64(activation):
     raw = torch.randn(samples.n, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
     middles = torch.full((4,), 2.1, dtype=torch.float64)
 
-    def outputs(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(vars(field_composite(x, samples, middles, activation, "cpu")).values())
+    behind = torch.rand(4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64, requires_grad=True)
 
-    assert torch.autograd.gradcheck(outputs, (raw,))
+    def pixels(raw: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
+        return field_composite(raw, samples, middles, behind, activation, "cpu")
+
+    assert torch.autograd.gradcheck(pixels, (raw, behind))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_behind_an_opaque_sample_counts(backend):
+    device = "cuda" if backend == "cuda" else "cpu"
+    samples = packed_samples([80], torch.float32)
+    samples = Samples(*(getattr(samples, name).to(device) for name in list(vars(samples))[:5]))
+    raw = torch.zeros(80, 4, device=device)
+    raw[50:, 0] = 15.0  # opaque from sample 50 on
+    raw[51:, 1:] = torch.nan  # so nobody may look there
+    raw.requires_grad_()
+    middles, behind = torch.tensor([2.5], device=device), torch.zeros(1, 3, device=device)
+    pixels = field_composite(raw, samples, middles, behind, DensityActivation("trunc_exp", 0.0, 1.0), backend)
+    (gradient,) = torch.autograd.grad(pixels.sum(), raw)
+    assert bool(torch.isfinite(pixels).all()) and float(gradient[:50].abs().min()) > 0
+    assert float(gradient[51:].nan_to_num().abs().sum()) == 0
 
 
 @pytest.mark.compiler
@@ -84,13 +106,14 @@ def test_no_rays_and_no_samples_give_empty_and_zero_sums():
         if samples is None:
             empty = torch.empty(0)
             samples = Samples(empty.long().view(0, 2), empty.long(), empty, empty, empty.view(0, 3))
-        sums = field_composite(torch.empty(0, 4), samples, torch.zeros(len(counts)), ACTIVATIONS[0], "cpu")
-        assert sums.opacity.shape == (len(counts),) and float(sums.color.abs().sum()) == 0
+        behind = torch.full((len(counts), 3), 0.3)
+        pixels = field_composite(torch.empty(0, 4), samples, torch.zeros(len(counts)), behind, ACTIVATIONS[0], "cpu")
+        assert torch.equal(pixels, torch.cat([behind, torch.zeros(len(counts), 3)], dim=1))
 
 
 def test_wrong_shapes_are_named():
     raw, samples, middles = scene(torch.float32, 1.0)
     with pytest.raises(ValueError, match="raw: expected shape"):
-        field_composite(raw[:, :3], samples, middles, ACTIVATIONS[0], "torch")
+        field_composite(raw[:, :3], samples, middles, torch.zeros(len(COUNTS), 3), ACTIVATIONS[0], "torch")
     with pytest.raises(ValueError, match="middles: expected shape"):
-        field_composite(raw, samples, middles[:2], ACTIVATIONS[0], "torch")
+        field_composite(raw, samples, middles[:2], torch.zeros(len(COUNTS), 3), ACTIVATIONS[0], "torch")
