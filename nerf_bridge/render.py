@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from nerf_bridge.ops.composite import composite
-from nerf_bridge.ops.field_composite import field_composite, pixels_of
-from nerf_bridge.ops.march import march_rays
+from nerf_bridge.ops.field_composite import EARLY_STOP, field_composite, pixels_of
+from nerf_bridge.ops.march import Samples, march_rays
 from nerf_bridge.scene.cameras import Cameras
 from nerf_bridge.scene.field import Field, RawField
 from nerf_bridge.scene.rays import Rays, camera_rays
 from nerf_bridge.scene.shading import Shading, headlight_directions, shade
 
 BOX_DIAGONAL = 2.0 * math.sqrt(3.0)
+FEWEST_FIRST = 16  # samples of a ray that are evaluated before asking whether light is left
+WORTH_TWO_ROUNDS = {"cuda": 1 << 21, "cpu": 1 << 14, "torch": 1 << 14}  # samples from which on it pays to ask
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Rendering:
         normals: [b, h, w, 3] in world space, unit where something is seen, else zero; None unless asked for.
         thickness: [b, h, w], variance of the depth along the ray, sum of weight * (t - mean)^2: softness.
         n_samples: points at which the field was evaluated.
+        overflow: bool, no dimensions, where a capacity was given: whether samples were left out for want of room.
     """
 
     color: Tensor
@@ -38,6 +41,7 @@ class Rendering:
     normals: Tensor | None
     thickness: Tensor
     n_samples: int
+    overflow: Tensor | None = None
 
 
 def render(
@@ -52,6 +56,7 @@ def render(
     light_dir: Tensor | None = None,
     jitter: Tensor | None = None,
     with_normals: bool = False,
+    capacity: int | None = None,
 ) -> Rendering:
     """Render views of a field by emission and absorption (Max 1995; Mildenhall et al. 2020, eq. 3).
 
@@ -69,6 +74,9 @@ def render(
         light_dir: [b, 3], unit, from the object to the light; None: from the camera. Unused for 'albedo'.
         jitter: [b * h * w] in [0, 1), by which each ray's samples are shifted, in steps; None: not shifted.
         with_normals: also composite normals.
+        capacity: samples to make room for, for all views together; None: as many as there are. With it the host never
+            waits for the device, so that a CUDA graph can hold forward and backward pass; whether the room was enough
+            is in the rendering's `overflow`.
 
     Returns:
         The rendering; where no cell is occupied, the background.
@@ -77,7 +85,9 @@ def render(
     rays = camera_rays(cameras, height, width)
     light = _light_per_ray(cameras, height, width, shading, light_dir)
     behind = _per_ray(background, height, width)
-    flat = _render_rays(field, occupied, rays, behind, step_size, backend, shading, light, jitter, with_normals)
+    flat = _render_rays(
+        field, occupied, rays, behind, step_size, backend, shading, light, jitter, with_normals, capacity
+    )
     return _as_pictures(flat, len(cameras), height, width)
 
 
@@ -134,13 +144,15 @@ def _render_rays(
     light: Tensor | None,
     jitter: Tensor | None,
     with_normals: bool,
+    capacity: int | None = None,
 ) -> Rendering:
     """A rendering of n rays whose tensors are [n, ...]; `behind` is [n, 3], and so is `light`, None for 'albedo'."""
-    samples = march_rays(rays.origins, rays.directions, occupied, step_size, jitter, backend)
+    samples = march_rays(rays.origins, rays.directions, occupied, step_size, jitter, backend, capacity)
     middles = rays.origins.norm(dim=-1)
     if isinstance(field, RawField) and light is None and not with_normals:
-        pixels = field_composite(field.raw(samples.points), samples, middles, behind, field.activation, backend)
-        return _rendering(pixels, None, samples.n)
+        raw, n_evaluated = _raw_where_light_falls(field, samples, middles, behind, backend)
+        pixels = field_composite(raw, samples, middles, behind, field.activation, backend)
+        return _rendering(pixels, None, n_evaluated, samples.overflow)
     sigmas, features = field(samples.points)
     if light is not None or with_normals:
         normals = field.normals(samples.points)
@@ -152,13 +164,48 @@ def _render_rays(
     packed = (samples.t_starts, samples.t_ends, samples.packed_info)
     summed, opacity, _, _ = composite(sigmas, torch.cat([features, u, u * u], dim=-1), *packed, backend)
     pixels = pixels_of(summed, opacity, middles, behind)
-    return _rendering(pixels, _unit(summed[:, 3:6]) if with_normals else None, samples.n)
+    return _rendering(pixels, _unit(summed[:, 3:6]) if with_normals else None, samples.n, samples.overflow)
 
 
-def _rendering(pixels: Tensor, normals: Tensor | None, n_samples: int) -> Rendering:
+def _raw_where_light_falls(
+    field: RawField, samples: Samples, middles: Tensor, behind: Tensor, backend: str
+) -> tuple[Tensor, int]:
+    """The field's raw outputs [n, 4], zero where no light arrives, and at how many samples the field was evaluated.
+
+    The first samples of every ray are evaluated, then the rest of those rays that still have light. In front of opaque
+    things that is half of the work; where there is little to save, all samples are evaluated at once.
+    """
+    start, count = samples.packed_info.unbind(1)
+    may_wait = samples.overflow is None  # without a capacity the host may ask the device
+    longest = int(count.max()) if may_wait and samples.n >= WORTH_TWO_ROUNDS[backend] else 0
+    first = count.clamp(max=max(FEWEST_FIRST, longest // 4))
+    if longest <= FEWEST_FIRST:
+        return field.raw(samples.points), samples.n
+    front = _places(start, first)
+    outputs = field.raw(samples.points.index_select(0, front))
+    with torch.no_grad():
+        seen = outputs.new_zeros(samples.n, 4).index_copy_(0, front, outputs)
+        begun = replace(samples, packed_info=torch.stack([start, first], dim=1))
+        light = 1.0 - field_composite(seen, begun, middles, behind, field.activation, backend)[:, 3]
+        rest = torch.where(light >= 0.5 * EARLY_STOP, count - first, 0)  # a margin, since light is rounded
+    behind_front = _places(start + first, rest)
+    outputs = torch.cat([outputs, field.raw(samples.points.index_select(0, behind_front))])
+    places = torch.cat([front, behind_front])
+    return outputs.new_zeros(samples.n, 4).index_copy(0, places, outputs), len(places)
+
+
+def _places(start: Tensor, count: Tensor) -> Tensor:
+    """start, start + 1, ... (`count` of them) of every ray, one ray after another."""
+    ends = count.cumsum(0)
+    n = int(ends[-1])
+    shift = (start - (ends - count)).repeat_interleave(count, output_size=n)
+    return shift + torch.arange(n, device=start.device)
+
+
+def _rendering(pixels: Tensor, normals: Tensor | None, n_samples: int, overflow: Tensor | None) -> Rendering:
     """The rendering of n rays from their pixels [n, 6]."""
     color, opacity, depth, thickness = pixels.split([3, 1, 1, 1], dim=1)
-    return Rendering(color, opacity[:, 0], depth[:, 0], normals, thickness[:, 0], n_samples)
+    return Rendering(color, opacity[:, 0], depth[:, 0], normals, thickness[:, 0], n_samples, overflow)
 
 
 def _light_per_ray(
@@ -190,4 +237,5 @@ def _as_pictures(flat: Rendering, b: int, height: int, width: int) -> Rendering:
         normals=None if flat.normals is None else flat.normals.view(b, height, width, 3),
         thickness=flat.thickness.view(b, height, width),
         n_samples=flat.n_samples,
+        overflow=flat.overflow,
     )

@@ -129,7 +129,7 @@ class HashGridField(nn.Module):
         return decode(hash_encode(place, self.table, self.spec, self.backend), *network, self.backend)
 
     def _in_half_precision(self, points: Tensor) -> bool:
-        """Whether the tensor-core kernels do this: where they can, and nothing exact nor a gradient over points asked."""
+        """Whether the tensor-core kernels do this: where they can, and nothing exact nor points gradients are asked."""
         exact = self.settings.precision == "float32" or torch.are_deterministic_algorithms_enabled()
         if exact or points.requires_grad:
             return False
