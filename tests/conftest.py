@@ -8,7 +8,9 @@ import pytest
 import torch
 from run.headless_browser import CHROMIUM, DRIVER
 
-from nerf_bridge.ops import build
+from nerf_bridge.ops import build, peers
+
+LARGE_GPU_BYTES = 100 << 30
 
 
 def _missing() -> dict[str, str]:
@@ -20,7 +22,10 @@ def _missing() -> dict[str, str]:
         except build.BuildError as error:
             reasons[marker] = str(error)
     if not torch.cuda.is_available():
-        reasons["cuda"] = "torch sees no CUDA GPU"
+        reasons["cuda"] = reasons["large_gpu"] = "torch sees no CUDA GPU"
+    elif torch.cuda.mem_get_info()[0] < LARGE_GPU_BYTES:
+        reasons["large_gpu"] = f"less than {LARGE_GPU_BYTES >> 30} GiB of GPU memory are free"
+    reasons |= {name: f"{name}: {peers.load(name).cause}" for name in peers.MODULES if peers.load(name).cause}
     if importlib.util.find_spec("bpy") is None:
         reasons["blender"] = "the module bpy is not installed, see CONTRIBUTING.md"
     if not (CHROMIUM and DRIVER):

@@ -1,11 +1,14 @@
 """Which kernels run: `cuda` (our CUDA kernels), `cpu` (the same maths in C++) or `torch` (reference).
 
+`nerfacc` and `tcnn` put other people's kernels in the place of some of `cuda`'s (`peers`); only asking selects them.
+
 Every kernel is an ``extern "C"`` function that takes raw pointers, int64 sizes and double scalars, and returns a status
 (0: done). Its last argument is the number of threads (CPU) or the CUDA stream.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -15,11 +18,11 @@ from pathlib import Path
 import torch
 
 from nerf_bridge.errors import UserError
-from nerf_bridge.ops import build
+from nerf_bridge.ops import build, peers
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("auto", "cuda", "cpu", "torch")
+BACKENDS = ("auto", "cuda", "cpu", "torch", *peers.MODULES)
 _CPU_STATUS = {1: "a size or option that the kernel does not know", 2: "packed_info points outside the samples"}
 PREBUILT_DIR = Path(__file__).parent / "_prebuilt"
 
@@ -33,7 +36,7 @@ class Loaded:
 
 
 def resolve_backend(requested: str, device: torch.device | str) -> str:
-    """The backend that will run: "cuda", "cpu" or "torch".
+    """The backend that will run: "cuda", "cpu", "torch", or a peer that was asked for.
 
     Args:
         requested: "auto" (the kernels of `device`, or torch when they cannot be had, logged once) or a backend by name.
@@ -46,13 +49,16 @@ def resolve_backend(requested: str, device: torch.device | str) -> str:
         raise UserError(f"backend: expected one of {', '.join(BACKENDS)}, got {requested!r}")
     if requested == "auto":
         return _automatic(kind)
+    if requested in peers.MODULES:
+        peers.require(requested)
     if requested != "torch":
-        if requested != kind:
+        place = peers.kernels_of(requested)
+        if place != kind:
             raise UserError(
-                f"the backend {requested!r} works on the device {requested!r}, but the device is {kind!r}: "
-                f"use --device {requested} or --backend auto"
+                f"the backend {requested!r} works on the device {place!r}, but the device is {kind!r}: "
+                f"use --device {place} or --backend auto"
             )
-        library(requested)
+        library(place)
     _log_once(logging.INFO, f"backend: {requested} (asked for)")
     return requested
 
@@ -89,13 +95,14 @@ def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float |
     """Call the kernel `name` of the library `backend` on the current stream (CUDA) or torch's thread count (CPU).
 
     Args:
-        backend: "cpu" or "cuda".
+        backend: "cpu", "cuda", or a peer, whose part our CUDA kernels then do.
         name: the C function's name without suffix; "_f32" or "_f64" is added for the dtype of the first float tensor.
         arguments: tensors become pointers (None: a null pointer), int and bool int64, float double.
     Raises:
         TypeError: a tensor is not contiguous or lies on another device than `backend` works on.
         RuntimeError: the kernel reported an error.
     """
+    backend = peers.kernels_of(backend)
     tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
     for tensor in tensors:
         if tensor.device.type != backend or not tensor.is_contiguous():
@@ -103,12 +110,15 @@ def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float |
             raise TypeError(f"{name}: expected contiguous tensors on {backend}, got a {got} one on {tensor.device}")
     dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
     function = getattr(library(backend), f"{name}_{'f64' if dtype == torch.float64 else 'f32'}")
-    values = [_c_value(value) for value in arguments]
+    if function.argtypes is None:  # once a kernel: then calls convert plain numbers, which is quick
+        function.argtypes = [*map(_c_type, arguments), ctypes.c_int64 if backend == "cpu" else ctypes.c_void_p]
+    values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
     if backend == "cpu":
-        status = function(*values, ctypes.c_int64(torch.get_num_threads()))
+        status = function(*values, torch.get_num_threads())
     else:
-        with torch.cuda.device(tensors[0].device):
-            status = function(*values, ctypes.c_void_p(torch.cuda.current_stream().cuda_stream))
+        here = tensors[0].device
+        with contextlib.nullcontext() if here.index == torch.cuda.current_device() else torch.cuda.device(here):
+            status = function(*values, torch.cuda.current_stream().cuda_stream)
     if status != 0:
         raise RuntimeError(f"{name} failed on {backend} with status {status}: {_error_text(backend, status)}")
 
@@ -117,7 +127,7 @@ def check_tensor(
     name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], like: torch.Tensor | None = None
 ) -> None:
     """Raise ValueError unless `tensor` has `shape` (None: any size) and, when given, the dtype and device of `like`."""
-    sizes_fit = (want in (None, got) for want, got in zip(shape, tensor.shape, strict=False))
+    sizes_fit = (want is None or want == got for want, got in zip(shape, tensor.shape, strict=False))
     if tensor.dim() != len(shape) or not all(sizes_fit):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name}: expected shape [{wanted}], got {list(tensor.shape)}")
@@ -129,8 +139,9 @@ def check_tensor(
 
 def check_float(name: str, tensor: torch.Tensor, backend: str) -> None:
     """Raise ValueError unless `backend` is known, works on the device of `tensor` and takes its dtype."""
-    if backend not in ("cuda", "cpu", "torch"):
+    if backend not in BACKENDS[1:]:
         raise ValueError(f"backend: expected cuda, cpu or torch (resolved), got {backend!r}")
+    backend = peers.kernels_of(backend)
     if backend != "torch" and tensor.device.type != backend:
         raise ValueError(f"{name}: the backend {backend} expects tensors on {backend}, got {tensor.device}")
     allowed = (torch.float32,) if backend == "cuda" else (torch.float32, torch.float64)
@@ -162,12 +173,10 @@ def _log_once(level: int, message: str) -> None:
     logger.log(level, message)
 
 
-def _c_value(value: torch.Tensor | int | float | bool | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
-    if isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if value is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(value)
+def _c_type(value: torch.Tensor | int | float | bool | None) -> type:
+    if value is None or isinstance(value, torch.Tensor):
+        return ctypes.c_void_p
+    return ctypes.c_double if isinstance(value, float) else ctypes.c_int64
 
 
 def _error_text(backend: str, status: int) -> str:

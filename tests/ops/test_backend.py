@@ -66,7 +66,7 @@ def test_a_backend_of_another_device_is_refused(requested, device):
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(UserError, match="expected one of auto, cuda, cpu, torch, got 'gpu'"):
+    with pytest.raises(UserError, match="expected one of auto, cuda, cpu, torch, nerfacc, tcnn, got 'gpu'"):
         backend.resolve_backend("gpu", "cpu")
 
 

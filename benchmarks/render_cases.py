@@ -1,0 +1,62 @@
+"""The whole render of an opaque ball, forward and backward, as the optimisation calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from bench_inputs import BALL, STEP, middles, n_visible, random_cameras, shell_occupancy, shell_samples
+from kernel_cases import NETWORK_FLOP, TWIN_BYTES, Case, Setting, Version, has_peer
+from torch import Tensor
+from torch_twins import CompiledField
+
+from nerf_bridge.ops import peers
+from nerf_bridge.render import render
+from nerf_bridge.scene.field import Field, HashGridField
+from nerf_bridge.scene.rays import camera_rays
+
+
+def render_case(name: str, n_cameras: int, size: int, setting: Setting) -> Case:
+    """Pictures of the ball: march, grid and network, composite; gradients over all parameters of the field.
+
+    Floor: the network's operations on the samples that the light reaches, forward once and backward three times (the
+    hidden layer is made again), and the table read twice in half precision with its gradient written once.
+    """
+    side = size // setting.shrink
+    cameras, occupied = random_cameras(n_cameras, setting.device), shell_occupancy(setting.device)
+    field = HashGridField(BALL, seed=0, backend=setting.backend).to(setting.device)
+    background = torch.full((n_cameras, 3), 0.5, device=setting.device)
+
+    def version(name: str, field: Field, of: HashGridField, backend: str, needs: int = 0) -> Version:
+        def forward() -> Sequence[Tensor]:
+            picture = render(field, occupied, cameras, side, background, STEP, backend)
+            return picture.color, picture.opacity, picture.depth
+
+        return Version(name, forward, tuple(of.parameters()), needs)
+
+    rays = camera_rays(cameras, side, side)
+    with torch.no_grad():
+        samples = shell_samples(rays, setting.backend)
+        points = middles(rays, samples)
+        sigmas = torch.cat([field.density(part) for part in points.split(1 << 20)])
+        visible = n_visible(sigmas, samples)
+        del points, sigmas
+        evaluated = render(field, occupied, cameras, side, background, STEP, setting.backend).n_samples
+    versions = [version("ours", field, field, setting.backend)]
+    twin = HashGridField(BALL, seed=0, backend="torch").to(setting.device)
+    if not setting.quick:
+        versions.append(version("torch eager", twin, twin, "torch", TWIN_BYTES * samples.n))
+    if not setting.quick and setting.device.type == "cuda":
+        exact = HashGridField(BALL.model_copy(update={"precision": "float32"}), 0, setting.backend).to(setting.device)
+        versions.append(version("ours, float32", exact, exact, setting.backend))
+        versions.append(version("torch.compile", CompiledField(twin), twin, "torch"))
+        for peer in filter(has_peer, peers.MODULES):
+            theirs = HashGridField(BALL, seed=0, backend=peer).to(setting.device)
+            versions.append(version(f"render through {peer}", theirs, theirs, peer))
+    table_bytes = 2 * field.table.numel()
+    floors = {
+        "forward": setting.floor(table_bytes, NETWORK_FLOP * visible),
+        "both": setting.floor(4 * table_bytes, 5 * NETWORK_FLOP * visible),
+    }
+    counts = {"rays": len(rays), "samples": samples.n, "visible": visible, "evaluated": evaluated}
+    return Case(name, setting.device, versions, floors, counts)

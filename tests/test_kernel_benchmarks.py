@@ -1,0 +1,181 @@
+"""The commands that time the kernels: what they time is the same function, and what they write holds together."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import bench_inputs
+import kernel_cases
+import kernels
+import pytest
+import report
+import resources
+import timing
+import torch
+import torch_twins
+
+from nerf_bridge.ops.hash_encoding import hash_encode_torch
+from nerf_bridge.scene.rays import camera_rays
+
+CPU = torch.device("cpu")
+ROWS = [
+    {"case": "a", "metric": "forward", "value": 1.0, "unit": "ms", "p10": 0.9, "p90": 1.1, "floor": 0.5}
+    | {"peer": name, "peer_value": value}
+    for name, value in (("torch eager", 4.0), ("torch.compile", 2.5))
+] + [
+    {"case": "a", "metric": "samples", "value": 1234567, "unit": "count"},
+    {"case": "b & c", "metric": "both", "value": 2000.0, "unit": "ms"},
+    {"case": "ceiling", "metric": "copy", "value": 3.0, "unit": "TB/s"},
+]
+RESULTS = {"device": "a GPU", "commit": "abc", "date": "2026-01-01", "versions": {"torch": "2"}, "rows": ROWS}
+PTXAS = """
+ptxas info    : Compiling entry function '_ZN3fooILi2EEvPf' for 'sm_90'
+ptxas info    : Function properties for _ZN3fooILi2EEvPf
+    16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers, 16 bytes stack frame, 2048 bytes smem
+ptxas info    : Compiling entry function 'bar' for 'sm_90'
+ptxas info    : Function properties for bar
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 255 registers, used 0 barriers
+"""
+
+
+def test_the_shell_is_a_tenth_of_the_cells_and_makes_the_samples_of_the_tables():
+    assert float(bench_inputs.shell_occupancy(CPU).float().mean()) == pytest.approx(0.1, abs=1e-3)
+    rays = camera_rays(bench_inputs.random_cameras(4, CPU), 64, 64)
+    assert torch.allclose(rays.origins.norm(dim=1), torch.tensor(1.5), atol=1e-5)
+    samples = bench_inputs.shell_samples(rays, "torch")
+    assert samples.n == pytest.approx(1.04e6, rel=0.02)
+    assert torch.allclose(bench_inputs.middles(rays, samples), samples.points, atol=1e-5)
+
+
+def test_visible_samples_are_counted_ray_by_ray():
+    rays = camera_rays(bench_inputs.random_cameras(1, CPU), 8, 8)
+    samples = bench_inputs.shell_samples(rays, "torch")
+    assert bench_inputs.n_visible(torch.zeros(samples.n), samples) == samples.n
+    per_ray = samples.packed_info[:, 1]
+    assert bench_inputs.n_visible(torch.full((samples.n,), 1e6), samples) == int((per_ray > 0).sum())
+
+
+def test_the_compared_torch_network_is_the_packages_function():
+    network = torch_twins.random_network(CPU)
+    points = torch.rand(300, 3) * 1.2 - 0.1
+    encoded = torch_twins.encode_levels(points, network.levels, network.table)
+    assert torch.allclose(encoded, hash_encode_torch(points, network.table, bench_inputs.GRID), atol=1e-7)
+    expected = kernel_cases.exact_network(points, network, "torch")
+    assert torch.allclose(torch_twins.network_torch(points, network), expected, atol=1e-6)
+
+
+def test_stages_are_timed_each_and_together():
+    calls = []
+    stages = [lambda: calls.append("a"), lambda: calls.append("b")]
+    first, second, both = timing.time_stages(stages, timing.Clock(CPU, 1e-4, False))
+    assert calls[:4] == ["a", "b"] * 2 and len(calls) == 2 * (first.repetitions + timing.WARM_UPS + 1)
+    assert timing.FEWEST_REPETITIONS <= first.repetitions <= timing.MOST_REPETITIONS
+    assert max(first.median, second.median) <= both.p90 and both.p10 <= both.median <= both.p90
+
+
+def test_percentiles_are_those_of_the_repetitions():
+    assert timing.timing_of([*map(float, range(100, 0, -1))]) == timing.Timing(50.5, 11.0, 91.0, 100)
+    assert timing.timing_of([3.0]) == timing.Timing(3.0, 3.0, 3.0, 1)
+
+
+def test_floors_take_the_larger_of_bytes_and_operations():
+    setting = kernel_cases.Setting(CPU, "cpu", 1, True, timing.Ceilings(1e9, 1e12, (1.0, 1.0)))
+    assert setting.floor(2e9) == 2e3 and setting.floor(2e9, 5e12) == 5e3
+
+
+@pytest.mark.compiler
+@pytest.mark.slow
+def test_the_command_times_every_case_and_writes_the_results(tmp_path, capsys):
+    out = tmp_path / "results" / "kernels.json"
+    options = ["--device", "cpu", "--quick", "--shrink", "32", "--seconds", "0.001"]
+    cases = ["march_4x64", "composite_512", "grid_mlp_2e18", "render_4x64", "adam_grid"]
+    assert kernels.main([*options, "--out", str(out), "--cases", *cases]) == 0
+    results = json.loads(out.read_text())
+    assert results["left_out"] == [] and results["settings"]["shrink"] == 32 and results["versions"]["torch"]
+    rows = {(row["case"], row["metric"]): row for row in results["rows"]}
+    for case in ("march_4x64", "composite_512", "grid_mlp_2e18, random", "grid_mlp_2e18, rays", "render_4x64"):
+        row = rows[case, "forward"]
+        assert row["unit"] == "ms" and 0 < row["p10"] <= row["value"] <= row["p90"] and row["floor"] > 0
+    assert 0 < rows["render_4x64", "visible"]["value"] < rows["render_4x64", "samples"]["value"]
+    assert "composite_512" in capsys.readouterr().out
+
+
+def test_a_version_that_cannot_run_is_left_out_and_ours_is_kept():
+    def fail():
+        raise RuntimeError("out of\n memory")
+
+    versions = [kernel_cases.Version("ours", lambda: [torch.zeros(1)]), kernel_cases.Version("peer", fail)]
+    versions.append(kernel_cases.Version("huge", fail, needs=1 << 60))
+    case = kernel_cases.Case("a", CPU, versions, {"forward": 0.1}, {"rays": 3})
+    with kernels.tqdm(disable=True) as bar:
+        rows, left_out = kernels.run_case(case, timing.Clock(CPU, 1e-4, False), bar)
+    assert [row["metric"] for row in rows] == ["forward", "rays"] and rows[0]["floor"] == 0.1 and "peer" not in rows[0]
+    assert left_out == ["a, peer: out of memory", "a, huge: would not fit into memory (1073741824 GiB)"]
+
+
+def test_without_a_gpu_the_command_says_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert kernels.main([]) == 2
+    assert capsys.readouterr().err == (
+        "--device cuda: torch sees no CUDA GPU; use --device cpu for a run of smaller sizes\n"
+    )
+
+
+def test_the_report_puts_table_and_plot_into_the_page(tmp_path: Path):
+    results, page = tmp_path / "r.json", tmp_path / "page.md"
+    results.write_text(json.dumps(RESULTS | {"left_out": ["a, nerfacc: not there"]}))
+    page.write_text(f"before\n{report.MARKS[0]}\nold\n{report.MARKS[1]}\nafter\n")
+    for _ in range(2):  # the second time replaces what the first one wrote
+        assert report.main([str(results), "--page", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "| a | forward | 1 ms | 0.9 to 1.1 | 0.5 | 4 (4x) | 2.5 (2.5x) |" in text
+    assert "Sizes: a: 1,234,567 samples." in text and "- a, nerfacc: not there" in text and "(page.svg)" in text
+    root = ElementTree.fromstring((tmp_path / "page.svg").read_text())
+    words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"a", "b & c", "ours", "torch eager", "2,000", "floor"} <= set(words) and "ceiling" not in words
+
+
+def test_longer_times_have_longer_bars():
+    root = ElementTree.fromstring(report.svg_plot(RESULTS))
+    bars = [e for e in root.iter("{http://www.w3.org/2000/svg}rect") if e.get("height") == str(report.BAR - 1)]
+    widths = [float(bar.get("width", "0")) for bar in bars]
+    assert len(widths) == 4 and widths[0] < widths[2] < widths[1] < widths[3]
+
+
+@pytest.mark.parametrize("text", ["no marks", f"{report.MARKS[1]}\n{report.MARKS[0]}", report.MARKS[0] * 2])
+def test_a_page_without_the_marks_is_left_alone(tmp_path: Path, text, capsys):
+    results, page = tmp_path / "r.json", tmp_path / "page.md"
+    results.write_text(json.dumps(RESULTS))
+    page.write_text(text)
+    assert report.main([str(results), "--page", str(page)]) == 2
+    assert "the page needs the lines" in capsys.readouterr().err and page.read_text() == text
+    assert not page.with_suffix(".svg").exists()
+
+
+def test_what_the_compiler_says_is_read():
+    first, second = resources.parse_report("x.cu", PTXAS, more_shared=True)
+    assert first == resources.Kernel("x.cu", "_ZN3fooILi2EEvPf", 40, 2048, True, 20, 16)
+    assert (second.registers, second.shared, second.spilled) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "share"),
+    [(32, 0, 1.0), (33, 0, 0.75), (40, 0, 0.75), (64, 0, 0.5), (255, 0, 0.125), (32, 47 * 1024, 0.25), (16, 0, 1.0)],
+)
+def test_occupancy_is_that_of_the_programming_guide(registers, shared, share):
+    assert resources.occupancy(registers, shared) == pytest.approx(share)
+    assert math.isclose(resources.occupancy(32, 0, threads=32), 0.5)  # 32 blocks of one warp
+
+
+@pytest.mark.nvcc
+def test_the_resources_of_a_real_kernel(tmp_path: Path):
+    (source,) = [path for path in resources.build.source_files("cuda") if path.name == "march_cuda.cu"]
+    text = resources.compile_report(source, resources.build.find_compiler("cuda"))
+    names = resources.demangled([kernel.name for kernel in resources.parse_report(source.name, text)])
+    assert {"pack", "count", "fill"} <= set(names)
