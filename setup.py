@@ -40,10 +40,13 @@ REQUIRES = [
     "markupsafe>=2.1",
 ]
 EXTRAS = {
+    "usd": ["usd-core>=25.5"],
     "dev": [
+        "usd-core>=25.5",
         "pytest>=8",
         "pytest-cov>=5",
         "hypothesis>=6.100",
+        "manifold3d>=3.0",
         "packaging>=24",
         "ruff>=0.9",
         "mypy>=1.13",
@@ -125,6 +128,7 @@ setup(
         "nerf_bridge.configs": ["*.yaml"],
         "nerf_bridge.data": ["**/*"],
     },
+    exclude_package_data={"nerf_bridge.data": ["**/*.pyc"]},  # left by the tests
     include_package_data=False,
     install_requires=REQUIRES,
     extras_require=EXTRAS,

@@ -8,7 +8,7 @@ import torch
 from bench_inputs import BALL, STEP, middles, n_visible, random_cameras, shell_occupancy, shell_samples
 from kernel_cases import NETWORK_FLOP, TWIN_BYTES, Case, Setting, Version, has_peer
 from torch import Tensor
-from torch_twins import CompiledField
+from torch_twins import TorchField
 
 from nerf_bridge.ops import peers
 from nerf_bridge.render import render
@@ -43,13 +43,13 @@ def render_case(name: str, n_cameras: int, size: int, setting: Setting) -> Case:
         del points, sigmas
         evaluated = render(field, occupied, cameras, side, background, STEP, setting.backend).n_samples
     versions = [version("ours", field, field, setting.backend)]
-    twin = HashGridField(BALL, seed=0, backend="torch").to(setting.device)
     if not setting.quick:
-        versions.append(version("torch eager", twin, twin, "torch", TWIN_BYTES * samples.n))
+        needs = TWIN_BYTES * samples.n
+        versions.append(version("torch eager", TorchField(field, compiled=False), field, "torch", needs))
     if not setting.quick and setting.device.type == "cuda":
         exact = HashGridField(BALL.model_copy(update={"precision": "float32"}), 0, setting.backend).to(setting.device)
         versions.append(version("ours, float32", exact, exact, setting.backend))
-        versions.append(version("torch.compile", CompiledField(twin), twin, "torch"))
+        versions.append(version("torch.compile", TorchField(field, compiled=True), field, "torch"))
         for peer in filter(has_peer, peers.MODULES):
             theirs = HashGridField(BALL, seed=0, backend=peer).to(setting.device)
             versions.append(version(f"render through {peer}", theirs, theirs, peer))

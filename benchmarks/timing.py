@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 MOST_REPETITIONS, FEWEST_REPETITIONS, WARM_UPS = 100, 3, 2
-SLOW_SECONDS = 5.0  # work that takes so long is repeated twice after one warm-up
+SLOW_SECONDS = 5.0  # work that takes so long is timed once after one warm-up
 COPY_BYTES = 1 << 30
 MATRIX = 8192
 GIB = 2**30
@@ -23,7 +23,7 @@ class Clock:
 
     Attributes:
         device: where the work runs.
-        seconds: what one measurement may take; it is repeated 3 to 100 times to fill them, slow work twice.
+        seconds: what one measurement may take; it is repeated 3 to 100 times to fill them, slow work once.
         flush: on CUDA, overwrite the level-2 cache before every repetition.
     """
 
@@ -57,7 +57,7 @@ def time_stages(stages: Sequence[Callable[[], object]], clock: Clock) -> list[Ti
     estimate = _seconds(stages, clock)
     if estimate < SLOW_SECONDS:
         estimate = min(_seconds(stages, clock) for _ in range(WARM_UPS))
-    fewest = FEWEST_REPETITIONS if estimate < SLOW_SECONDS else 2
+    fewest = FEWEST_REPETITIONS if estimate < SLOW_SECONDS else 1
     repetitions = min(max(int(clock.seconds / max(estimate, 1e-6)), fewest), MOST_REPETITIONS)
     marks = [_round(stages, clock) for _ in range(repetitions)]
     rounds = [_read(mark, clock) for mark in marks]

@@ -74,10 +74,11 @@ def network_torch(points: Tensor, network: Network) -> Tensor:
 network_compiled = torch.compile(network_torch, dynamic=True)  # once for all sizes
 
 
-class CompiledField:
-    """A `HashGridField` of the shape GRID, on its parameters, through torch.compile."""
+class TorchField:
+    """What a `HashGridField` of the shape GRID is, on its parameters, in plain torch operations."""
 
-    def __init__(self, field: HashGridField) -> None:
+    def __init__(self, field: HashGridField, compiled: bool) -> None:
+        self.run = network_compiled if compiled else network_torch
         weights = (field.hidden_weight, field.hidden_bias, field.out_weight, field.out_bias)
         self.network = Network(level_rows(field.spec, field.table.device), field.table, *weights)
         self.activation = field.activation
@@ -89,7 +90,7 @@ class CompiledField:
 
     def raw(self, points: Tensor) -> Tensor:
         """The network's four outputs [n, 4] at points [n, 3] of the box."""
-        return network_compiled(0.5 * points + 0.5, self.network)
+        return self.run(0.5 * points + 0.5, self.network)
 
     def normals(self, points: Tensor) -> Tensor:
         """Not needed by the renders that are timed."""

@@ -6,6 +6,7 @@ Nothing here imports torch before a command runs, so that ``--help`` and wrong a
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -86,6 +87,17 @@ def export(arguments: argparse.Namespace) -> int:
     device, backend = given.get("device", "auto"), given.get("backend", "auto")
     _say(f"asset   {pipeline.export(arguments.path, changes, arguments.out, device, backend)}")
     return 0
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """`inspect FILE`: what is in a mesh file; status 1 when it is not sound."""
+    if arguments.problems:
+        raise UserError("\n".join(arguments.problems))
+    from nerf_bridge.mesh.inspect import format_inspection, inspect_file, inspection_record
+
+    found = inspect_file(arguments.path)
+    _say(json.dumps(inspection_record(found), indent=2) if arguments.json else format_inspection(found))
+    return 0 if found.sound else 1
 
 
 def batch(arguments: argparse.Namespace) -> int:
@@ -184,9 +196,16 @@ def _add_image(parser: Parser) -> None:
 
 def _add_export(parser: Parser) -> None:
     parser.add_argument("path", metavar="RUN", type=Path, help="a run directory")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="mesh file (default: export.glb in the run directory)")
+    says = "mesh file: .glb, .gltf, .obj, .ply, .stl or .usdz (default: export.glb in the run directory)"
+    parser.add_argument("--out", metavar="FILE", type=Path, help=says)
     add_settings(parser, GenerateConfig, sections=("mesh",), plain=("device", "backend"))
     parser.set_defaults(run=export)
+
+
+def _add_inspect(parser: Parser) -> None:
+    parser.add_argument("path", metavar="FILE", type=Path, help="a mesh file, of ours or not")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=inspect)
 
 
 def _add_batch(parser: Parser) -> None:
@@ -206,6 +225,7 @@ _COMMANDS: tuple[tuple[str, str, str, Callable[[Parser], None]], ...] = (
     ("generate", "PROMPT [options]", "make a textured 3D mesh from a prompt", _add_generate),
     ("image", "PROMPT [options]", "make a 2D image from a prompt by the same guidance", _add_image),
     ("export", "RUN [options]", "make the mesh of a run again; what is not given is as it was in the run", _add_export),
+    ("inspect", "FILE [options]", "tell what is in a mesh file; exit status 0: sound, 1: not sound", _add_inspect),
     ("batch", "FILE [options]", "many runs, one after another; `batch status FILE` tells where they stand", _add_batch),
     ("doctor", "[options]", "tell what this machine can do, and how to mend what it cannot", _add_doctor),
 )

@@ -165,10 +165,32 @@ class MeshConfig(Section):
     threshold: float | None = Field(None, gt=0, description="density of the surface; none: matched to the silhouettes")
     faces: int = Field(20000, ge=100, le=2_000_000, description="face target of the decimation")
     texture: int = Field(1024, ge=64, le=8192, description="texture pixels along a side")
-    height_m: float | None = Field(None, gt=0, le=1000, description="height in metres; none: the longest side is 1 m")
+    close_holes: float = Field(
+        0.01, ge=0, le=0.2, description="holes and gaps up to this wide are closed; the box is 2 wide"
+    )
+    watertight: bool = Field(True, description="cut pinches apart and close what is open, so that the mesh is a solid")
+    smooth: int = Field(0, ge=0, le=100, description="passes of smoothing that keeps the volume, before the decimation")
     unwrap_seconds: float = Field(
         60.0, gt=0, le=3600, description="time after which xatlas is stopped and a simple atlas used"
     )
+    unwrap_memory_gb: float = Field(
+        4.0, gt=0, le=1024, description="memory in GiB above which xatlas is stopped and a simple atlas used"
+    )
+    texture_format: Literal["png", "jpeg", "webp"] = Field("png", description="how textures are stored")
+    normal_map: bool = Field(True, description="bake a normal map from the surface before the decimation")
+    roughness: float = Field(0.9, ge=0, le=1, description="roughness of the material; 0 is a mirror")
+    metallic: float = Field(0.0, ge=0, le=1, description="metalness of the material")
+    refine_steps: int = Field(
+        0, ge=0, le=100_000, description="steps of texture refinement by the same guidance, the mesh being fixed"
+    )
+    height_m: float | None = Field(None, gt=0, le=1000, description="height in metres; none: the longest side is 1 m")
+    pivot: Literal["bottom", "center", "origin"] = Field(
+        "bottom", description="what lies at the file's origin: the bottom's centre, the middle, or the box's middle"
+    )
+    up: Literal["auto", "y", "z"] = Field(
+        "auto", description="axis that points up; auto: y in glTF, OBJ and USDZ, z in STL and PLY; glTF allows only y"
+    )
+    millimetres: bool = Field(False, description="write STL in millimetres, as slicers read it, and not in metres")
 
 
 class GenerateConfig(Section):

@@ -15,7 +15,7 @@ from nerf_bridge.errors import UserError
 from nerf_bridge.paths import config_path
 from nerf_bridge.settings import allowed, closest, is_section, load_yaml, merged, nested, walk
 
-SHORT_NAMES = {"mesh.faces": "--faces", "mesh.texture": "--texture"}
+SHORT_NAMES = {"mesh.faces": "--faces", "mesh.texture": "--texture", "mesh.height_m": "--height"}
 _DEST = "setting "
 Config = TypeVar("Config")
 

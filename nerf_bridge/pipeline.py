@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import platform
@@ -21,13 +22,15 @@ from nerf_bridge.config import GenerateConfig, build_config
 from nerf_bridge.device import resolve_device
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.guidance import encode_words
-from nerf_bridge.mesh.export import MeshStatistics, Silhouettes, export_mesh
+from nerf_bridge.mesh.export import MeshStatistics, export_mesh
 from nerf_bridge.mesh.gltf import load_textured_mesh
+from nerf_bridge.mesh.refine_texture import Guide, refine_texture
+from nerf_bridge.mesh.silhouettes import render_silhouettes
+from nerf_bridge.mesh.write import check_format, check_target
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.ops.memory import keep_freed_memory
 from nerf_bridge.optimize import optimise
 from nerf_bridge.prior import Prior, check_prior_name, load_prior
-from nerf_bridge.render import render_in_chunks
 from nerf_bridge.run.directory import (
     RunDirectory,
     default_run_path,
@@ -47,7 +50,6 @@ from nerf_bridge.scene.scene import Scene, build_scene
 
 logger = logging.getLogger(__name__)
 
-SILHOUETTE_VIEWS, SILHOUETTE_SIZE = 12, 128
 TURNTABLE_FRAMES, TURNTABLE_SIZE = 48, 320
 VERSIONED = ("nerf-bridge", "torch", "numpy", "transformers", "trimesh", "xatlas", "pydantic")
 
@@ -72,6 +74,7 @@ def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | Non
     device = resolve_device(config.device)
     if prior is None:
         check_prior_name(config.prior)
+    check_format(Path("asset.glb"), config.mesh)
     path = out or default_run_path(config.prompt, config.seed)
     run_status(path, config)  # refuses a wrong place before kernels are built for it
     backend = resolve_backend(config.backend, device)
@@ -102,10 +105,11 @@ def story(
         optimise(run, config, scene, prior, words, log)
     log.append("stage", "mesh", config.steps, config.steps)
     with timed(run, record, "mesh"):
-        statistics = make_mesh(scene, config, run.asset, asset_metadata(config, record["prior"]))
+        guide = Guide(prior, words, config, scene)
+        statistics = make_mesh(scene, config, run.asset, asset_metadata(config, record["prior"]), guide)
     log.append("stage", "report", config.steps, config.steps)
     with timed(run, record, "report"):
-        make_pictures(run, config, backend)
+        make_pictures(run, backend, device)
         record["mesh"] = asdict(statistics)
         write_report(run, config, record, run.list_previews())
     write_record(run, record | {"state": "done"})
@@ -124,35 +128,44 @@ def export(
     Args:
         run_path: a run directory whose optimisation has come to its end.
         changes: settings of `mesh.` to change, by name.
-        out: the GLB to write; None: export.glb in the run directory.
+        out: the file to write, its suffix names the format (`write_asset`); None: export.glb in the run directory.
 
     Raises:
-        UserError: there is no such run, it is not optimised to its end, or a setting is wrong.
+        UserError: there is no such run, it is not optimised to its end, a setting is wrong, or `out` cannot be written.
         RunError: the mesh could not be written.
     """
     run, config = load_run(run_path)
     settings = config.model_dump()
     settings["mesh"] |= dict(changes)
     config = build_config(settings)
+    path = out or run.path / "export.glb"
+    check_target(path, config.mesh)
     where = resolve_device(device)
     scene = build_scene(config, resolve_backend(backend, where), where)
     step = restore_scene(run, scene)
     if step < config.steps:
         raise UserError(f"{run_path} stands at step {step} of {config.steps}: run the same `generate` command first")
-    path = out or run.path / "export.glb"
+    guide = load_guide(config, scene) if config.mesh.refine_steps else None
     try:
-        make_mesh(scene, config, path, asset_metadata(config, read_record(run).get("prior", {})))
+        make_mesh(scene, config, path, asset_metadata(config, read_record(run).get("prior", {})), guide)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from None
     return path
 
 
-def make_mesh(scene: Scene, config: GenerateConfig, path: Path, metadata: dict) -> MeshStatistics:
-    """Take the mesh out of the field, its threshold matched to the field's silhouettes, with a progress bar."""
-    cameras = turntable_cameras(SILHOUETTE_VIEWS, math.radians(20), 3.0, math.radians(40)).to(scene.device)
-    white = torch.ones(SILHOUETTE_VIEWS, 3, device=scene.device)
+def load_guide(config: GenerateConfig, scene: Scene) -> Guide:
+    """The prior and the prompts of a finished run, to refine its texture."""
+    prior = load_prior(config.prior, scene.device)
+    return Guide(prior, encode_words(prior, config.prompt, config.guidance), config, scene)
+
+
+def make_mesh(scene: Scene, config: GenerateConfig, path: Path, metadata: dict, guide: Guide | None) -> MeshStatistics:
+    """Take the mesh out of the field, its threshold matched to the field's silhouettes, with a progress bar.
+
+    With `mesh.refine_steps`, `guide` refines the texture.
+    """
     occupied = scene.occupancy.occupied
-    seen = render_in_chunks(scene.field, occupied, cameras, SILHOUETTE_SIZE, white, scene.step_size, scene.backend)
+    silhouettes = render_silhouettes(scene.field, occupied, scene.step_size, scene.backend)
     with tqdm(total=1.0, desc="mesh", bar_format="{l_bar}{bar}| {postfix}") as bar:
 
         def on_progress(stage: str, done: float) -> None:
@@ -162,24 +175,25 @@ def make_mesh(scene: Scene, config: GenerateConfig, path: Path, metadata: dict) 
         return export_mesh(
             scene.field,
             occupied,
-            Silhouettes(cameras, seen.opacity),
+            silhouettes,
             config.mesh,
             path,
             metadata,
             scene.backend,
             scene.device,
             on_progress,
+            None if guide is None or config.mesh.refine_steps == 0 else functools.partial(refine_texture, guide=guide),
         )
 
 
-def make_pictures(run: RunDirectory, config: GenerateConfig, backend: str) -> None:
+def make_pictures(run: RunDirectory, backend: str, device: torch.device) -> None:
     """preview.png (four sides) and turntable.mp4, both of the finished mesh."""
-    mesh = load_textured_mesh(run.asset)
+    mesh = load_textured_mesh(run.asset).to(device)
     cameras = turntable_cameras(TURNTABLE_FRAMES, math.radians(15), 3.0, math.radians(40))
     frames: list[np.ndarray] = []
     for i in tqdm(range(TURNTABLE_FRAMES), "turntable"):
         images, _ = shade_mesh(mesh, cameras[[i]], TURNTABLE_SIZE, backend=backend)
-        frames.append(images[0].numpy())
+        frames.append(images[0].cpu().numpy())
     quarter = TURNTABLE_FRAMES // 4
     save_png(run.preview, image_grid(np.stack(frames[::quarter]), 4))
     save_turntable(run.turntable, frames)

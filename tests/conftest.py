@@ -1,4 +1,4 @@
-"""Leaves out, and says so, the tests that need what is not here: a compiler, a GPU, Blender, a browser."""
+"""Leaves out, and says so, the tests that need what is not here: a compiler, a GPU, Blender, a browser, a validator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 import torch
+from mesh import khronos
 from run.headless_browser import CHROMIUM, DRIVER
 
 from nerf_bridge.ops import build, peers
@@ -30,6 +31,8 @@ def _missing() -> dict[str, str]:
         reasons["blender"] = "the module bpy is not installed, see CONTRIBUTING.md"
     if not (CHROMIUM and DRIVER):
         reasons["browser"] = "chromium or chromedriver is not installed"
+    if (reason := khronos.why_missing()) is not None:
+        reasons["validator"] = reason
     return reasons
 
 

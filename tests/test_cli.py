@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import trimesh
 
 import nerf_bridge
 from nerf_bridge import cli, pipeline
@@ -236,6 +238,38 @@ def test_export_hands_over_what_changes(monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().out == "asset   there.glb\n"
 
 
+def test_the_height_has_a_short_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(pipeline, "export", lambda run, changes, *rest: seen.append(changes) or Path("there.glb"))
+    assert cli.main(["export", "runs/x", "--height", "0.45", "--mesh.texture_format", "webp"]) == 0
+    assert seen == [{"height_m": "0.45", "texture_format": "webp"}]
+
+
+def test_inspect_tells_what_is_in_a_sound_file_and_ends_with_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trimesh.creation.box().export(tmp_path / "box.glb")
+    assert cli.main(["inspect", str(tmp_path / "box.glb")]) == 0
+    table = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert table["faces"] == "12" and table["watertight"] == "yes" and table["verdict"] == "sound"
+    assert cli.main(["inspect", str(tmp_path / "box.glb"), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["sound"] and record["size_m"] == [1, 1, 1] and record["topology"]["points"] == 8
+
+
+def test_inspect_ends_with_1_when_a_file_is_not_sound_and_with_2_when_it_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = trimesh.creation.box()
+    box.update_faces([0, 1, 2])
+    box.export(tmp_path / "open.stl")
+    assert cli.main(["inspect", str(tmp_path / "open.stl")]) == 1
+    assert "the surface is open" in capsys.readouterr().out
+    (line,) = refused(capsys, "inspect", str(tmp_path / "absent.stl"))
+    assert line.endswith("absent.stl: there is no such file")
+    assert refused(capsys, "inspect", "a.stl", "--jsn") == ["unknown option --jsn: did you mean --json?"]
+
+
 def test_export_checks_its_settings_all_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     lines = refused(capsys, "export", "runs/x", "--mesh.fces", "3", "--texture", "1", "--backend", "x")
     assert [line.split(":")[0] for line in lines] == ["unknown option --mesh.fces", "backend", "mesh.texture"]
@@ -376,7 +410,7 @@ def test_commands_in_help_are_those_that_exist(capsys: pytest.CaptureFixture[str
         cli.main(["--help"])
     assert end.value.code == 0
     text = capsys.readouterr().out
-    assert all(name in text for name in ("generate", "image", "export", "batch", "doctor"))
+    assert all(name in text for name in ("generate", "image", "export", "inspect", "batch", "doctor"))
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

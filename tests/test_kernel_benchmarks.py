@@ -18,6 +18,7 @@ import torch
 import torch_twins
 
 from nerf_bridge.ops.hash_encoding import hash_encode_torch
+from nerf_bridge.scene.field import HashGridField
 from nerf_bridge.scene.rays import camera_rays
 
 CPU = torch.device("cpu")
@@ -67,6 +68,13 @@ def test_the_compared_torch_network_is_the_packages_function():
     assert torch.allclose(encoded, hash_encode_torch(points, network.table, bench_inputs.GRID), atol=1e-7)
     expected = kernel_cases.exact_network(points, network, "torch")
     assert torch.allclose(torch_twins.network_torch(points, network), expected, atol=1e-6)
+
+
+def test_the_compared_torch_field_is_the_packages_field():
+    field = HashGridField(bench_inputs.BALL, seed=0, backend="torch")
+    points = torch.nn.functional.normalize(torch.randn(50, 3), dim=1) * torch.linspace(0.6, 0.75, 50)[:, None]
+    for got, expected in zip(torch_twins.TorchField(field, compiled=False)(points), field(points), strict=True):
+        assert torch.allclose(got, expected, rtol=1e-4)
 
 
 def test_stages_are_timed_each_and_together():

@@ -28,6 +28,7 @@ from tiny_run import (
 
 from nerf_bridge import pipeline
 from nerf_bridge.errors import Interrupted, UserError
+from nerf_bridge.mesh.inspect import inspect_file, inspection_record
 from nerf_bridge.run.checkpoint import load_checkpoint, save_checkpoint
 from nerf_bridge.run.directory import RunDirectory, read_record
 from nerf_bridge.run.events import read_events
@@ -251,13 +252,31 @@ def test_export_with_the_settings_of_the_run_gives_the_same_shape(copied):
     assert (ours.vertices == theirs.vertices).all() and (ours.faces == theirs.faces).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".gltf", ".obj", ".ply", ".stl", ".usdz"])
+def test_export_in_every_format_keeps_shape_and_origin(finished, tmp_path, suffix):
+    path = pipeline.export(finished.path, {"faces": 200, "texture": 64, "height_m": 0.5}, tmp_path / f"chair{suffix}")
+    found = inspect_file(path)
+    size = inspection_record(found)["size_m"]
+    assert found.sound and size["xyz".index(found.up)] == pytest.approx(0.5, abs=1e-5)
+    assert str(found.metadata["prompt"]).startswith("a gr") and found.metadata["licence"]
+
+
+def test_settings_that_a_glb_cannot_hold_are_refused_before_the_run(tmp_path):
+    for mesh, words in (({"mesh.up": "z"}, "mesh.up"), ({"mesh.millimetres": True}, "mesh.millimetres")):
+        with pytest.raises(UserError, match=words):
+            pipeline.generate(tiny_config(**mesh), tmp_path / "run", CountingOracle())
+    assert not (tmp_path / "run").exists()
+
+
 def test_export_of_what_cannot_be_exported(finished, copied, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         pipeline.export(tmp_path / "nothing", {})
     with pytest.raises(UserError, match=r"must be at least 100|greater than or equal|100"):
         pipeline.export(finished.path, {"faces": 1})
-    with pytest.raises(UserError, match=r"\.glb"):
-        pipeline.export(finished.path, {}, tmp_path / "chair.stl")
+    for name, words in (("chair.fbx", r"\.glb, \.gltf"), ("nowhere/chair.glb", "no folder"), ("a.obj", "millimetres")):
+        with pytest.raises(UserError, match=words):
+            pipeline.export(finished.path, {"millimetres": name == "a.obj"}, tmp_path / name)
     tensors, state = load_checkpoint(copied.checkpoint)
     save_checkpoint(copied.checkpoint, tensors, state | {"step": 1})
     with pytest.raises(UserError, match="stands at step 1 of"):
@@ -265,4 +284,4 @@ def test_export_of_what_cannot_be_exported(finished, copied, tmp_path):
     shutil.rmtree(copied.checkpoint)
     with pytest.raises(UserError, match="stands at step 0 of"):
         pipeline.export(copied.path, {})
-    assert list(tmp_path.glob("**/*.stl")) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["copied"]

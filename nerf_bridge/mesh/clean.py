@@ -7,7 +7,7 @@ import logging
 import numpy as np
 
 from nerf_bridge.mesh.data import Mesh
-from nerf_bridge.mesh.geometry import face_bodies, face_volumes, keep_faces
+from nerf_bridge.mesh.geometry import face_bodies, face_volumes, group_rows, keep_faces
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +31,9 @@ def weld(mesh: Mesh, distance: float) -> Mesh:
     """Make one vertex of those that fall into the same cube of side `distance`; faces keep their number."""
     if len(mesh.vertices) == 0:
         return mesh
-    cubes = np.round(mesh.vertices / distance).astype(np.int64)
-    _, first, inverse = np.unique(cubes, axis=0, return_index=True, return_inverse=True)
-    return Mesh(mesh.vertices[first], inverse.reshape(-1)[mesh.faces])
+    cubes = np.round((mesh.vertices - mesh.vertices.min(axis=0)) / distance).astype(np.int64)
+    first, group = group_rows(cubes)
+    return Mesh(mesh.vertices[first], group[mesh.faces])
 
 
 def drop_bad_faces(mesh: Mesh) -> Mesh:
@@ -50,8 +50,8 @@ def drop_bad_faces(mesh: Mesh) -> Mesh:
     start = faces.argmin(axis=1)[:, None]
     rolled = np.take_along_axis(faces, (start + np.arange(3)) % 3, axis=1)
     wound = rolled[:, 1] < rolled[:, 2]
-    _, group = np.unique(np.where(wound[:, None], rolled, rolled[:, [0, 2, 1]]), axis=0, return_inverse=True)
-    group, sign = group.reshape(-1), np.where(wound, 1, -1)
+    _, group = group_rows(np.where(wound[:, None], rolled, rolled[:, [0, 2, 1]]))
+    sign = np.where(wound, 1, -1)
     surplus = np.bincount(group, sign)
     kept = np.flatnonzero(surplus[group] * sign > 0)
     _, single = np.unique(group[kept], return_index=True)

@@ -1,13 +1,13 @@
-"""From a field to a GLB file, step by step; the only place that leaves the world's axes and units."""
+"""From a field to a mesh file, step by step."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +15,33 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.config import MeshConfig
-from nerf_bridge.errors import RunError, UserError
-from nerf_bridge.mesh.bake import bake
+from nerf_bridge.errors import RunError
+from nerf_bridge.mesh.bake import NORMAL_STEP, NormalAt, Source, bake, field_normals
 from nerf_bridge.mesh.clean import clean
-from nerf_bridge.mesh.data import DensityGrid, Mesh, MeshStatistics, Silhouettes, ThresholdChoice, UnwrappedMesh
+from nerf_bridge.mesh.data import (
+    Asset,
+    DensityGrid,
+    Material,
+    Mesh,
+    MeshStatistics,
+    Silhouettes,
+    ThresholdChoice,
+    UnwrappedMesh,
+)
+from nerf_bridge.mesh.floaters import drop_translucent
 from nerf_bridge.mesh.geometry import face_bodies, is_watertight
-from nerf_bridge.mesh.gltf import WORLD_TO_GLTF, write_glb
+from nerf_bridge.mesh.holes import close_gaps
 from nerf_bridge.mesh.interior import fill_unseen
+from nerf_bridge.mesh.manifold import make_solid
+from nerf_bridge.mesh.normal_map import SurfaceNormals
+from nerf_bridge.mesh.normals import gradient_normals
+from nerf_bridge.mesh.silhouettes import opaque_masks, silhouette_iou
 from nerf_bridge.mesh.simplify import to_face_count
+from nerf_bridge.mesh.smooth import smooth
 from nerf_bridge.mesh.surface import Field, marching_cubes, refine_on_edges, sample_density
-from nerf_bridge.mesh.threshold import ADVICE, check_not_empty, choose_threshold, opaque_masks, silhouette_iou
+from nerf_bridge.mesh.threshold import ADVICE, check_not_empty, choose_threshold
 from nerf_bridge.mesh.unwrap import unwrap
+from nerf_bridge.mesh.write import check_target, write_asset
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +49,11 @@ KEEP_FRACTION = 0.1
 """Bodies of less than this fraction of the main body's volume are floaters."""
 WELD_CELLS = 1e-3
 """Vertices nearer than this fraction of a cell become one."""
-STAGES = ("density", "threshold", "surface", "clean", "simplify", "unwrap", "bake", "write")
+STAGES = ("density", "threshold", "surface", "clean", "simplify", "unwrap", "bake", "refine", "write")
 
 Progress = Callable[[str, float], None]
+Refinement = Callable[[UnwrappedMesh, np.ndarray, Callable[[float], None] | None], np.ndarray]
+"""(mesh, base colour [h, w, 3] uint8, what to tell the fraction done) -> a better base colour of the same shape."""
 
 
 def export_mesh(
@@ -48,86 +66,69 @@ def export_mesh(
     backend: str,
     device: torch.device | str,
     on_progress: Progress | None = None,
+    refine: Refinement | None = None,
 ) -> MeshStatistics:
-    """Write the field's surface as a textured GLB.
+    """Write the field's surface as a textured mesh.
 
     Args:
         field: density and colour over the box [-1, 1]^3.
         occupied: [r, r, r] bool, cells where the field may hold something.
-        silhouettes: renders of the field to match, 8 to 12 views around it.
+        silhouettes: renders of the field to match, from all around (`render_silhouettes`).
         settings: resolution, faces, texture, threshold, size.
-        path: the .glb file; its folder must exist.
+        path: the file; its suffix names the format (`write_asset`), its folder must exist.
         metadata: plain JSON values kept in the file (prompt, seed, prior, licence).
         backend: resolved kernels, for the rasteriser.
         device: where the field is.
-        on_progress: called with the name of each stage (of STAGES) and the fraction done before it, then ("done", 1.0).
+        on_progress: called with the name of each stage (of STAGES) and the fraction done before it, then ("done", 1.0);
+            a long stage is told several times.
+        refine: makes the baked base colour better, as `refine_texture` does; None: it stays as it is.
 
     Returns:
         What was written.
 
     Raises:
-        UserError: `path` is no .glb file in an existing folder.
+        UserError: `path` is no file of a known format in an existing folder, or the format cannot hold what is asked.
         RunError: the field is empty, fog or not finite, or below the threshold asked for; nothing is written.
         OSError: writing failed; an old file at `path` stays as it was.
     """
-    check_target(path)
+    check_target(path, settings)
     occupied = occupied.to(device)
     seconds: dict[str, float] = {}
 
     stage = functools.partial(_timed, seconds=seconds, on_progress=on_progress)
-    with stage("density"):
-        grid = sample_density(field, occupied, settings.resolution)
+    with stage("density") as done:
+        grid = sample_density(field, occupied, settings.resolution, done)
     with stage("threshold"):
         choice = _threshold(grid, silhouettes, settings.threshold, backend)
     with stage("surface"):
-        raw = marching_cubes(fill_unseen(grid, choice.threshold), choice.threshold)
+        filled = fill_unseen(close_gaps(grid, settings.close_holes), choice.threshold)
+        raw = marching_cubes(filled, choice.threshold)
+        del filled  # as large as the grid
         refined = refine_on_edges(raw, grid, field, occupied, choice.threshold)
     with stage("clean"):
-        body = _not_empty(clean(refined, WELD_CELLS * grid.cell, KEEP_FRACTION), choice.threshold)
+        opaque = drop_translucent(refined, field, occupied)
+        body = _not_empty(clean(opaque, WELD_CELLS * grid.cell, KEEP_FRACTION), choice.threshold)
+        body = smooth(make_solid(body) if settings.watertight else body, settings.smooth)
     with stage("simplify"):
         surface = to_face_count(body, settings.faces, KEEP_FRACTION)
+        surface = make_solid(surface) if settings.watertight else surface
     with stage("unwrap"):
-        unwrapped = unwrap(surface, settings.texture, settings.unwrap_seconds)
-    with stage("bake"):
-        texture = bake(unwrapped, field, occupied, settings.texture, grid.cell, backend)
+        unwrapped = unwrap(surface, settings.texture, settings.unwrap_seconds, settings.unwrap_memory_gb)
+        if settings.smooth == 0:  # else the surface is no longer the field's
+            unwrapped = _with_field_normals(unwrapped, field, occupied, choice.threshold, grid.cell)
+    with stage("bake") as done:
+        source = Source(field, occupied, choice.threshold, grid.cell)
+        normal_at = _detail(source, body, settings)
+        base_color, normal = bake(unwrapped, source, settings.texture, backend, normal_at, done)
+    with stage("refine") as done:
+        base_color = base_color if refine is None else refine(unwrapped, base_color, done)
     with stage("write"):
-        placed = to_gltf_axes(unwrapped, settings.height_m)
-        write_glb(path, placed, texture, metadata)
+        material = Material(base_color, normal, settings.roughness, settings.metallic)
+        written = write_asset(path, Asset(unwrapped, material, metadata), settings)
     if on_progress is not None:
         on_progress("done", 1.0)
     iou = silhouette_iou(surface, silhouettes, backend)
-    return _statistics(surface, placed, choice, iou, settings.texture, seconds)
-
-
-def check_target(path: Path) -> None:
-    """Raise UserError unless `path` can become a GLB file."""
-    if path.suffix.lower() != ".glb":
-        raise UserError(f"cannot write a mesh to {path}: expected a name that ends in .glb")
-    if not path.parent.is_dir():
-        raise UserError(f"cannot write a mesh to {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise UserError(f"cannot write a mesh to {path}: it is a folder")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write a mesh to {path}: {path.parent} cannot be written")
-
-
-def to_gltf_axes(mesh: UnwrappedMesh, height_m: float | None) -> UnwrappedMesh:
-    """Turn y up and front +z, scale to metres, and stand the object on the origin.
-
-    Args:
-        mesh: in the world's axes and the box's units.
-        height_m: height wanted; None: the longest side becomes 1 m.
-
-    Returns:
-        The mesh with the centre of its bottom at the origin.
-    """
-    vertices = mesh.vertices @ WORLD_TO_GLTF.T
-    low, high = vertices.min(axis=0), vertices.max(axis=0)
-    extent = high - low
-    scale = 1.0 / extent.max() if height_m is None else height_m / extent[1]
-    pivot = np.array([(low[0] + high[0]) / 2, low[1], (low[2] + high[2]) / 2])
-    normals = mesh.normals @ WORLD_TO_GLTF.T
-    return UnwrappedMesh((vertices - pivot) * scale, normals, mesh.uv, mesh.faces, mesh.method)
+    return _statistics(surface, written, choice, iou, settings.texture, seconds)
 
 
 def _threshold(grid: DensityGrid, silhouettes: Silhouettes, given: float | None, backend: str) -> ThresholdChoice:
@@ -136,11 +137,26 @@ def _threshold(grid: DensityGrid, silhouettes: Silhouettes, given: float | None,
         logger.info("density threshold %.3g: silhouettes agree to IoU %.3f", choice.threshold, choice.iou)
         return choice
     check_not_empty(grid, opaque_masks(silhouettes))
-    if given >= grid.sigma.max():
+    if given >= grid.highest:
         raise RunError(
-            f"mesh.threshold: expected less than the field's highest density {grid.sigma.max():.3g}, got {given:g}"
+            f"mesh.threshold: expected less than the field's highest density {grid.highest:.3g}, got {given:g}"
         )
     return ThresholdChoice(given, silhouette_iou(marching_cubes(grid, given), silhouettes, backend), ())
+
+
+def _with_field_normals(
+    mesh: UnwrappedMesh, field: Field, occupied: Tensor, threshold: float, cell: float
+) -> UnwrappedMesh:
+    """`mesh` with the normals of the density in place of those of its faces."""
+    step = NORMAL_STEP * cell
+    return replace(mesh, normals=gradient_normals(mesh.vertices, mesh.normals, field, occupied, threshold, step))
+
+
+def _detail(source: Source, body: Mesh, settings: MeshConfig) -> NormalAt | None:
+    """Where the normal map comes from: the field, or the surface before its decimation once that was smoothed."""
+    if not settings.normal_map:
+        return None
+    return field_normals(source) if settings.smooth == 0 else SurfaceNormals(body)
 
 
 def _not_empty(body: Mesh, threshold: float) -> Mesh:
@@ -151,29 +167,46 @@ def _not_empty(body: Mesh, threshold: float) -> Mesh:
 
 
 def _statistics(
-    surface: Mesh, placed: UnwrappedMesh, choice: ThresholdChoice, iou: float, texture: int, seconds: dict[str, float]
+    surface: Mesh,
+    written: UnwrappedMesh,
+    choice: ThresholdChoice,
+    iou: float,
+    texture: int,
+    seconds: dict[str, float],
 ) -> MeshStatistics:
-    low, high = placed.vertices.min(axis=0).tolist(), placed.vertices.max(axis=0).tolist()
+    low, high = written.vertices.min(axis=0).tolist(), written.vertices.max(axis=0).tolist()
+    least, most = surface.vertices.min(axis=0).tolist(), surface.vertices.max(axis=0).tolist()
     return MeshStatistics(
-        vertices=len(placed.vertices),
-        faces=len(placed.faces),
+        vertices=len(written.vertices),
+        faces=len(written.faces),
         components=int(face_bodies(surface).max()) + 1,
         watertight=is_watertight(surface),
         threshold=choice.threshold,
         iou=iou,
         curve=choice.curve,
+        bounds=((least[0], least[1], least[2]), (most[0], most[1], most[2])),
         bounds_m=((low[0], low[1], low[2]), (high[0], high[1], high[2])),
         texture=texture,
-        unwrap=placed.method,
+        unwrap=written.method,
         seconds=dict(seconds),
     )
 
 
 @contextmanager
-def _timed(name: str, seconds: dict[str, float], on_progress: Progress | None) -> Iterator[None]:
-    """Tell `on_progress` that stage `name` starts, and note in `seconds` how long it took."""
-    if on_progress is not None:
-        on_progress(name, STAGES.index(name) / len(STAGES))
+def _timed(
+    name: str, seconds: dict[str, float], on_progress: Progress | None
+) -> Iterator[Callable[[float], None] | None]:
+    """Tell `on_progress` that stage `name` starts, and note in `seconds` how long it took.
+
+    Gives a function that takes the fraction of the stage that is done; None when nobody wants to know.
+    """
+    done = None if on_progress is None else functools.partial(_stage_done, name, on_progress)
+    if done is not None:
+        done(0.0)
     start = time.perf_counter()
-    yield
+    yield done
     seconds[name] = time.perf_counter() - start
+
+
+def _stage_done(name: str, on_progress: Progress, fraction: float) -> None:
+    on_progress(name, (STAGES.index(name) + fraction) / len(STAGES))

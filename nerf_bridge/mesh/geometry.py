@@ -53,10 +53,8 @@ def directed_edges(mesh: Mesh) -> np.ndarray:
 def is_watertight(mesh: Mesh) -> bool:
     """Every edge joins exactly two faces that wind alike."""
     edges = directed_edges(mesh)
-    key = edges[:, 0] * len(mesh.vertices) + edges[:, 1]
-    reverse = edges[:, 1] * len(mesh.vertices) + edges[:, 0]
-    unique = np.unique(key)
-    return len(mesh.faces) > 0 and len(unique) == len(key) and np.array_equal(unique, np.unique(reverse))
+    key, reverse = (np.sort(edges[:, k] * len(mesh.vertices) + edges[:, 1 - k]) for k in (0, 1))
+    return len(key) > 0 and bool((key[1:] != key[:-1]).all()) and np.array_equal(key, reverse)
 
 
 def face_bodies(mesh: Mesh) -> np.ndarray:
@@ -74,8 +72,26 @@ def face_bodies(mesh: Mesh) -> np.ndarray:
 
 def keep_faces(mesh: Mesh, keep: np.ndarray) -> Mesh:
     """The faces where `keep` [f] bool holds, and only the vertices they use."""
-    used, faces = np.unique(mesh.faces[keep], return_inverse=True)
-    return Mesh(mesh.vertices[used], faces.reshape(-1, 3).astype(np.int64))
+    faces = mesh.faces[keep]
+    used = np.zeros(len(mesh.vertices), dtype=bool)
+    used[faces] = True
+    return Mesh(mesh.vertices[used], (np.cumsum(used) - 1)[faces])
+
+
+def group_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number equal rows alike.
+
+    Args:
+        rows: [n, k] integers, at least 0.
+
+    Returns:
+        the first row [g] of each group, and the group [n] of each row.
+    """
+    sides = rows.max(axis=0, initial=0) + 1
+    if np.prod(sides.astype(float)) < 2**62:  # one number for each row sorts far faster than the row
+        rows = np.ravel_multi_index(tuple(rows.T), tuple(sides.tolist()))
+    _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    return first, group.reshape(-1)
 
 
 def split_sides(mesh: Mesh, sides: np.ndarray, middle: np.ndarray, points: np.ndarray) -> Mesh:

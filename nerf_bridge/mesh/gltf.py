@@ -1,47 +1,82 @@
-"""One textured mesh as a GLB file (glTF 2.0, binary)."""
+"""One textured mesh as glTF 2.0: a single GLB file, or a .gltf file with its buffer and textures beside it."""
 
 from __future__ import annotations
 
-import io
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import trimesh
-from PIL import Image
 
 from nerf_bridge.errors import UserError
-from nerf_bridge.mesh.data import UnwrappedMesh
-from nerf_bridge.run.files import write_bytes
+from nerf_bridge.mesh.data import Asset, Material
+from nerf_bridge.mesh.normal_map import vertex_tangents
+from nerf_bridge.mesh.placement import WORLD_TO_Y_UP
+from nerf_bridge.mesh.texture_files import TextureFile, TextureFormat, encode_material, side_name, side_stem
 from nerf_bridge.scene.mesh_render import ColoredMesh, Texture
 
-WORLD_TO_GLTF = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
-"""(x, y, z) -> (x, z, -y): z up and front -y become y up and front +z; a rotation, so nothing is mirrored."""
 HALF_DIAGONAL = 0.9
 """Half the diagonal of a loaded object's bounding box, as of the embedded prior's objects."""
 GENERATOR = "nerf_bridge"
-ROUGHNESS = 0.9
+WEBP = "EXT_texture_webp"
 FLOAT, UINT = 5126, 5125
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
 
 
-def write_glb(path: Path, mesh: UnwrappedMesh, texture: np.ndarray, metadata: Mapping[str, object]) -> None:
-    """Write `mesh` with one PBR material to `path`, whole or not at all.
+@dataclass(frozen=True)
+class _Buffer:
+    """The binary part: its content, what lies where in it, and the accessors of the mesh's arrays."""
+
+    data: bytes
+    views: list[dict]
+    accessors: list[dict]
+
+
+def glb_file(name: str, asset: Asset, texture_format: TextureFormat) -> dict[str, bytes]:
+    """A GLB with one PBR material; the same input gives the same bytes.
 
     Args:
-        path: the .glb file; its folder must exist.
-        mesh: vertices in metres, in glTF's axes (y up, front +z).
-        texture: [h, w, 3] uint8 sRGB base colour, row 0 at v = 1.
-        metadata: plain JSON values for `asset.extras`, for example prompt, seed, prior, licence.
+        name: of the file.
+        asset: vertices in metres, in glTF's axes (y up, front +z); the metadata becomes `asset.extras`.
+        texture_format: WebP makes the file ask for readers that know EXT_texture_webp. It has no second copy of the
+            textures for others: they would be most of the file, and PNG and JPEG are there for those readers.
 
-    Raises:
-        OSError: the file cannot be written; an old one stays as it was.
+    Returns:
+        The file's content under its name.
     """
-    write_bytes(path, glb_bytes(mesh, texture, metadata))
+    textures = encode_material(asset.material, texture_format)
+    buffer = _buffer(asset, textures)
+    n_arrays = len(buffer.accessors)
+    images = [
+        {"name": texture.role, "bufferView": n_arrays + index, "mimeType": texture.mime}
+        for index, texture in enumerate(textures)
+    ]
+    text = _json(_document(asset, buffer, {"byteLength": len(buffer.data)}, images, texture_format))
+    document = _padded(text, b" ")
+    length = 12 + 8 + len(document) + 8 + len(buffer.data)
+    parts = [
+        struct.pack("<4sII", b"glTF", 2, length),
+        struct.pack("<I4s", len(document), b"JSON") + document,
+        struct.pack("<I4s", len(buffer.data), b"BIN\0") + buffer.data,
+    ]
+    return {name: b"".join(parts)}
+
+
+def gltf_files(name: str, asset: Asset, texture_format: TextureFormat) -> dict[str, bytes]:
+    """A .gltf file, its .bin and its textures, named after it, the .gltf file last. Arguments as of `glb_file`."""
+    stem = side_stem(name)
+    textures = encode_material(asset.material, texture_format)
+    buffer = _buffer(asset, [])
+    images = [{"name": texture.role, "uri": side_name(stem, texture)} for texture in textures]
+    described = {"byteLength": len(buffer.data), "uri": f"{stem}.bin"}
+    document = _json(_document(asset, buffer, described, images, texture_format))
+    sides = {side_name(stem, texture): texture.data for texture in textures}
+    return {f"{stem}.bin": buffer.data, **sides, name: document}
 
 
 def load_textured_mesh(path: Path) -> ColoredMesh:
@@ -62,7 +97,7 @@ def load_textured_mesh(path: Path) -> ColoredMesh:
     image = getattr(getattr(visual, "material", None), "baseColorTexture", None)
     if visual is None or image is None or visual.uv is None:
         raise UserError(f"cannot read a mesh from {path}: expected one mesh with a base colour texture")
-    vertices = np.asarray(meshes[0].vertices) @ WORLD_TO_GLTF
+    vertices = np.asarray(meshes[0].vertices) @ WORLD_TO_Y_UP
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     placed = (vertices - (low + high) / 2) * (2 * HALF_DIAGONAL / np.linalg.norm(high - low))
     texture = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
@@ -70,8 +105,62 @@ def load_textured_mesh(path: Path) -> ColoredMesh:
     return ColoredMesh(torch.as_tensor(placed).float(), torch.as_tensor(np.array(meshes[0].faces)), look)
 
 
-def glb_bytes(mesh: UnwrappedMesh, texture: np.ndarray, metadata: Mapping[str, object]) -> bytes:
-    """The file's content; the same input gives the same bytes. Arguments as of `write_glb`."""
+def _document(
+    asset: Asset, buffer: _Buffer, described: dict, images: list[dict], texture_format: TextureFormat
+) -> dict:
+    """The JSON; `described` is its entry for the buffer, `images` those for the base colour and the normal map."""
+    attributes = {"POSITION": 1, "NORMAL": 2, "TEXCOORD_0": 3}
+    if asset.material.normal is not None:
+        attributes["TANGENT"] = 4
+    document: dict[str, object] = {
+        "asset": _asset_entry(asset.metadata),
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0, "name": "object"}],
+        "meshes": [{"name": "object", "primitives": [{"attributes": attributes, "indices": 0, "material": 0}]}],
+        "materials": [_material_entry(asset.material)],
+        "textures": [_texture_entry(index, texture_format) for index in range(len(images))],
+        "images": images,
+        "samplers": [
+            {"magFilter": LINEAR, "minFilter": LINEAR_MIPMAP_LINEAR, "wrapS": CLAMP_TO_EDGE, "wrapT": CLAMP_TO_EDGE}
+        ],
+        "accessors": buffer.accessors,
+        "bufferViews": buffer.views,
+        "buffers": [described],
+    }
+    if texture_format == "webp":
+        document |= {"extensionsUsed": [WEBP], "extensionsRequired": [WEBP]}
+    return document
+
+
+def _asset_entry(metadata: Mapping[str, object]) -> dict:
+    entry: dict[str, object] = {"version": "2.0", "generator": GENERATOR, "extras": dict(metadata)}
+    if metadata.get("licence"):
+        entry["copyright"] = f"Made with the prior {metadata.get('prior', 'unknown')}, licence {metadata['licence']}"
+    return entry
+
+
+def _material_entry(material: Material) -> dict:
+    surface = {
+        "baseColorTexture": {"index": 0},
+        "metallicFactor": material.metallic,
+        "roughnessFactor": material.roughness,
+    }
+    entry: dict[str, object] = {"name": "surface", "pbrMetallicRoughness": surface}
+    return entry if material.normal is None else {**entry, "normalTexture": {"index": 1}}
+
+
+def _texture_entry(image: int, texture_format: TextureFormat) -> dict:
+    source = {"source": image}
+    return {"sampler": 0, "extensions": {WEBP: source}} if texture_format == "webp" else {"sampler": 0, **source}
+
+
+def _buffer(asset: Asset, textures: list[TextureFile]) -> _Buffer:
+    """The indices, positions, normals and texture coordinates, the tangents if a normal map needs them, `textures`.
+
+    The texture coordinates' v points down in glTF. Tangents count as if it pointed up, like a normal map's green.
+    """
+    mesh = asset.mesh
     uv = np.stack([mesh.uv[:, 0], 1.0 - mesh.uv[:, 1]], axis=1)
     arrays = [
         (mesh.faces.reshape(-1).astype("<u4"), "SCALAR", ELEMENT_ARRAY_BUFFER),
@@ -79,41 +168,12 @@ def glb_bytes(mesh: UnwrappedMesh, texture: np.ndarray, metadata: Mapping[str, o
         (mesh.normals.astype("<f4"), "VEC3", ARRAY_BUFFER),
         (uv.astype("<f4"), "VEC2", ARRAY_BUFFER),
     ]
-    chunks = [array.tobytes() for array, _, _ in arrays] + [_png(texture)]
-    views = _buffer_views(chunks, [target for _, _, target in arrays] + [None])
+    if asset.material.normal is not None:
+        arrays.append((vertex_tangents(mesh).astype("<f4"), "VEC4", ARRAY_BUFFER))
+    chunks = [array.tobytes() for array, _, _ in arrays] + [texture.data for texture in textures]
+    targets = [target for _, _, target in arrays] + [None] * len(textures)
     accessors = [_accessor(index, array, kind) for index, (array, kind, _) in enumerate(arrays)]
-    binary = b"".join(_padded(chunk, b"\0") for chunk in chunks)
-    text = json.dumps(_document(views, accessors, len(binary), metadata), ensure_ascii=False, separators=(",", ":"))
-    document = _padded(text.encode("utf-8"), b" ")
-    length = 12 + 8 + len(document) + 8 + len(binary)
-    return b"".join(
-        [
-            struct.pack("<4sII", b"glTF", 2, length),
-            struct.pack("<I4s", len(document), b"JSON") + document,
-            struct.pack("<I4s", len(binary), b"BIN\0") + binary,
-        ]
-    )
-
-
-def _document(views: list[dict], accessors: list[dict], n_bytes: int, metadata: Mapping[str, object]) -> dict:
-    attributes = {"POSITION": 1, "NORMAL": 2, "TEXCOORD_0": 3}
-    surface = {"baseColorTexture": {"index": 0}, "metallicFactor": 0.0, "roughnessFactor": ROUGHNESS}
-    return {
-        "asset": {"version": "2.0", "generator": GENERATOR, "extras": dict(metadata)},
-        "scene": 0,
-        "scenes": [{"nodes": [0]}],
-        "nodes": [{"mesh": 0, "name": "object"}],
-        "meshes": [{"name": "object", "primitives": [{"attributes": attributes, "indices": 0, "material": 0}]}],
-        "materials": [{"name": "surface", "pbrMetallicRoughness": surface}],
-        "textures": [{"source": 0, "sampler": 0}],
-        "images": [{"name": "base_color", "bufferView": len(views) - 1, "mimeType": "image/png"}],
-        "samplers": [
-            {"magFilter": LINEAR, "minFilter": LINEAR_MIPMAP_LINEAR, "wrapS": CLAMP_TO_EDGE, "wrapT": CLAMP_TO_EDGE}
-        ],
-        "accessors": accessors,
-        "bufferViews": views,
-        "buffers": [{"byteLength": n_bytes}],
-    }
+    return _Buffer(b"".join(_padded(chunk, b"\0") for chunk in chunks), _buffer_views(chunks, targets), accessors)
 
 
 def _accessor(index: int, array: np.ndarray, kind: str) -> dict:
@@ -142,7 +202,5 @@ def _padded(chunk: bytes, filler: bytes) -> bytes:
     return chunk + filler * (-len(chunk) % 4)
 
 
-def _png(texture: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(texture).save(stream, format="PNG")
-    return stream.getvalue()
+def _json(document: dict) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

@@ -4,69 +4,101 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from nerf_bridge.mesh.data import DensityGrid
+from nerf_bridge.mesh.holes import sliding
+from nerf_bridge.mesh.surface import DENSEST
 
 HALF_SEEN = math.log(2.0)  # optical depth that lets half of the light through
 CAP = 4.0  # filled samples are at most this many times as dense as the surface
+BLOCK = 32  # planes copied together, so that a plane across the memory's order is not read sample by sample
 # Where the light goes: from the horizon in steps of 45 degrees, from half-way up, and straight down. By default the
 # training cameras hardly see an object from below, so that hollows open only there are filled.
 DIRECTIONS = tuple(
     (x, y, z) for x, y, z in itertools.product((-1, 0, 1), repeat=3) if z <= 0 and (x, y, z) != (0, 0, 0)
 )
 
+Direction = tuple[int, int, int]
 
+
+@torch.no_grad()
 def fill_unseen(grid: DensityGrid, threshold: float) -> DensityGrid:
     """Make solid what cannot be seen: samples that less than half of the light reaches, from whichever direction.
 
     With tau the least optical depth over DIRECTIONS, the new density is max(sigma, threshold * tau / ln 2), so that its
-    surface at `threshold` is the field's own where that is closed, and where the light is down to half elsewhere.
+    surface at `threshold` is the field's own where that is closed, and where the light is down to half elsewhere. What
+    is filled keeps one sample away from the open air: light that grazes a soft surface is lost in its haze, and that
+    haze must not thicken the surface.
 
     Args:
-        grid: density [n, n, n].
+        grid: density; its memory is needed three times over.
         threshold: density of the surface.
 
     Returns:
         A grid of the same shape, nowhere less dense.
     """
-    least = np.full(grid.sigma.shape, np.inf, dtype=np.float32)
-    for direction in DIRECTIONS:
-        np.minimum(least, optical_depth(grid.sigma, grid.cell, direction), out=least)
-    filled = threshold * np.minimum(least / HALF_SEEN, CAP)
-    return replace(grid, sigma=np.maximum(grid.sigma, filled.astype(grid.sigma.dtype)))
+    filled = least_depth(grid.sigma, grid.cell, DIRECTIONS)
+    filled.div_(HALF_SEEN).clamp_(max=min(CAP, DENSEST / threshold)).mul_(threshold)
+    torch.maximum(filled, grid.sigma, out=filled)
+    inner = pad(filled, (1,) * 6)
+    del filled
+    for axis in range(3):
+        inner = sliding(inner, axis, 2, torch.minimum)
+    return replace(grid, sigma=torch.maximum(inner, grid.sigma, out=inner))
 
 
-def optical_depth(sigma: np.ndarray, cell: float, direction: tuple[int, int, int]) -> np.ndarray:
-    """Integral of the density from the box's wall to each sample, for parallel light.
+def least_depth(sigma: Tensor, cell: float, directions: tuple[Direction, ...]) -> Tensor:
+    """The least optical depth, over some directions of parallel light, from the grid's wall to each sample.
+
+    All directions that go the same way along an axis are swept together, plane after plane, so that no more than one
+    grid is made.
 
     Args:
-        sigma: [n, n, n], indexed x, y, z.
+        sigma: [nx, ny, nz], indexed x, y, z.
         cell: distance between neighbouring samples.
-        direction: where the light goes, each of x, y, z in -1, 0, 1, not all 0.
+        directions: where the light goes, each of x, y, z in -1, 0, 1, not all 0.
 
     Returns:
-        [n, n, n] float32, by the trapezoidal rule along the samples that the light passes.
+        [nx, ny, nz] float16, by the trapezoidal rule along the samples that the light passes; above 6e4 as infinity.
     """
-    axis = next(i for i in range(3) if direction[i])
-    half = 0.5 * cell * math.sqrt(sum(d * d for d in direction)) * np.moveaxis(sigma, axis, 0).astype(np.float32)
-    across = [direction[i] for i in range(3) if i != axis]
-    depth = np.empty_like(half)
-    order = range(len(half)) if direction[axis] > 0 else range(len(half) - 1, -1, -1)
-    arriving = np.zeros_like(half[0])
-    for k in order:
-        depth[k] = arriving + half[k]
-        arriving = _shifted(depth[k] + half[k], across[0], across[1])
-    return np.moveaxis(depth, 0, axis)
+    least = torch.full_like(sigma, torch.inf, dtype=torch.float16)
+    for axis, step, group in _sweeps(directions):
+        across = [tuple(d for i, d in enumerate(direction) if i != axis) for direction in group]
+        half_steps = torch.tensor([0.5 * cell * math.hypot(*direction) for direction in group], device=sigma.device)
+        planes, results = sigma.movedim(axis, 0), least.movedim(axis, 0)
+        arriving = torch.zeros((len(group), *planes.shape[1:]), device=sigma.device)
+        starts = range(0, len(planes), BLOCK)
+        for start in starts if step > 0 else reversed(starts):
+            block, depth = (of[start : start + BLOCK].contiguous() for of in (planes, results))
+            for k in range(len(block)) if step > 0 else reversed(range(len(block))):
+                half = block[k].float() * half_steps[:, None, None]
+                arriving += half
+                depth[k] = torch.minimum(depth[k], arriving.amin(dim=0).half())
+                arriving = _shifted(arriving + half, across)
+            results[start : start + BLOCK] = depth
+    return least
 
 
-def _shifted(plane: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """`plane` [n, m] moved by -1, 0 or 1 along both sides, zeros coming in."""
-    moved = np.zeros_like(plane)
-    n, m = plane.shape
-    moved[max(rows, 0) : n + min(rows, 0), max(columns, 0) : m + min(columns, 0)] = plane[
-        max(-rows, 0) : n + min(-rows, 0), max(-columns, 0) : m + min(-columns, 0)
-    ]
+def _sweeps(directions: tuple[Direction, ...]) -> Iterator[tuple[int, int, list[Direction]]]:
+    """(axis, step, directions that make this step along it), each direction once: along its last axis that moves."""
+    for axis, step in itertools.product(range(3), (1, -1)):
+        group = [d for d in directions if d[axis] == step and not any(d[axis + 1 :])]
+        if group:
+            yield axis, step, group
+
+
+def _shifted(planes: Tensor, moves: list[tuple[int, ...]]) -> Tensor:
+    """`planes` [d, n, m], the i-th moved by `moves[i]`, each -1, 0 or 1 along both sides, zeros coming in."""
+    moved = torch.zeros_like(planes)
+    _, n, m = planes.shape
+    for to, plane, (rows, columns) in zip(moved, planes, moves, strict=True):
+        to[max(rows, 0) : n + min(rows, 0), max(columns, 0) : m + min(columns, 0)] = plane[
+            max(-rows, 0) : n + min(-rows, 0), max(-columns, 0) : m + min(-columns, 0)
+        ]
     return moved

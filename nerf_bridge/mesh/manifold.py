@@ -12,10 +12,22 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from nerf_bridge.mesh.data import Mesh
-from nerf_bridge.mesh.geometry import directed_edges, split_sides
+from nerf_bridge.mesh.geometry import directed_edges, is_watertight, split_sides
+from nerf_bridge.mesh.holes import close_boundaries
 
 PULL = 0.1
 """How far the copies of a cut vertex move towards the middle of their neighbours, so that they lie apart."""
+
+
+def make_solid(mesh: Mesh) -> Mesh:
+    """Cut a surface apart where it touches itself and close what is open, so that every edge joins two faces.
+
+    Once every vertex has one fan of faces, the open rims are simple loops, and all of them can be closed.
+
+    Returns:
+        The mesh itself where it is closed already.
+    """
+    return mesh if is_watertight(mesh) else close_boundaries(cut_pinches(mesh))
 
 
 def cut_pinches(mesh: Mesh) -> Mesh:

@@ -34,6 +34,7 @@ def to_face_count(mesh: Mesh, target: int, keep_fraction: float) -> Mesh:
         smaller = keep_main_bodies(decimate(mesh, target), keep_fraction)
         reduced = smaller if len(smaller.faces) > 0 else mesh
     reached = split_long_edges(reduced, target)
+    logger.info("%d faces of the surface became %d; asked for: %d", len(mesh.faces), len(reached.faces), target)
     if len(reached.faces) > 1.01 * target:
         logger.warning("the surface cannot be reduced to %d faces; it keeps %d", target, len(reached.faces))
     return reached

@@ -7,30 +7,32 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.errors import RunError
-from nerf_bridge.mesh.data import DensityGrid, Mesh, Silhouettes, ThresholdChoice
-from nerf_bridge.mesh.surface import marching_cubes
-from nerf_bridge.ops.raster import clip_positions, rasterize
+from nerf_bridge.mesh.data import DensityGrid, Silhouettes, ThresholdChoice
+from nerf_bridge.mesh.silhouettes import mean_iou, opaque_masks
+from nerf_bridge.ops.march import march_rays
+from nerf_bridge.scene.rays import camera_rays
 
-OPAQUE = 0.5
-"""Opacity above which a pixel belongs to the field's silhouette."""
 LOWEST_DENSITY = 0.5
 """Least candidate: light crosses the box's whole side in such a medium, so that nothing below can be a surface."""
-COARSE, FINE = 12, 6
+COARSE, FINE = 48, 16
 """Candidates over the whole range, then between the neighbours of the best of them."""
-SEARCH_RESOLUTION = 128
-"""Cells along a side at which candidates are tried; a finer grid is thinned out first."""
+MARCH_RESOLUTION = 64
+"""Cells along a side of the box of the grid that tells the rays where to look for density."""
 FOG_IOU = 0.25
 """Agreement below which no threshold makes the field's silhouettes: it is fog."""
 ADVICE = "optimise for longer (--steps), raise guidance.scale, lower optim.weight_opacity, or try another --seed"
 
 
 def choose_threshold(grid: DensityGrid, silhouettes: Silhouettes, backend: str) -> ThresholdChoice:
-    """Try densities on a logarithmic scale, then finer ones around the best, and keep the best mean IoU.
+    """Try densities on a logarithmic scale, then finer ones around the best, and keep the one of the best mean IoU.
+
+    The surface at a density hides a pixel when, and only when, the density is higher somewhere along the pixel's ray.
+    So one pass over the rays, at the grid's full resolution, gives the silhouettes of all candidates.
 
     Args:
         grid: density samples.
         silhouettes: what the field looks like; opacity above OPAQUE counts.
-        backend: of the rasteriser.
+        backend: of the marcher.
 
     Returns:
         The choice and its curve.
@@ -39,14 +41,13 @@ def choose_threshold(grid: DensityGrid, silhouettes: Silhouettes, backend: str) 
         RunError: the field is empty or fog; says what to do.
     """
     masks = opaque_masks(silhouettes)
-    highest = float(grid.sigma.max())
     check_not_empty(grid, masks)
-    thinned = _thinned(grid)
-    coarse = np.geomspace(LOWEST_DENSITY, 0.95 * highest, COARSE)
-    curve = {float(t): _agreement(thinned, float(t), silhouettes, masks, backend) for t in coarse}
-    best = int(np.argmax(list(curve.values())))
-    around = np.geomspace(coarse[max(best - 1, 0)], coarse[min(best + 1, COARSE - 1)], FINE + 2)[1:-1]
-    curve |= {float(t): _agreement(thinned, float(t), silhouettes, masks, backend) for t in around}
+    highest = highest_along_rays(grid, silhouettes, backend)
+    coarse = np.geomspace(LOWEST_DENSITY, 0.95 * grid.highest, COARSE).tolist()
+    curve = {t: mean_iou(highest > t, masks) for t in coarse}
+    best = coarse.index(max(curve, key=lambda t: curve[t]))
+    around = np.geomspace(coarse[max(best - 1, 0)], coarse[min(best + 1, COARSE - 1)], FINE + 2)[1:-1].tolist()
+    curve |= {t: mean_iou(highest > t, masks) for t in around}
     threshold = max(curve, key=lambda t: curve[t])
     if curve[threshold] < FOG_IOU:
         raise RunError(
@@ -56,51 +57,62 @@ def choose_threshold(grid: DensityGrid, silhouettes: Silhouettes, backend: str) 
     return ThresholdChoice(threshold, curve[threshold], tuple(sorted(curve.items())))
 
 
-def _thinned(grid: DensityGrid) -> DensityGrid:
-    """The means of whole blocks of samples, at most SEARCH_RESOLUTION along a side where such blocks exist."""
-    n = grid.sigma.shape[0]
-    block = next((s for s in range(-(-n // SEARCH_RESOLUTION), n // 16) if n % s == 0), 1)
-    if block == 1:
-        return grid
-    m = n // block
-    return DensityGrid(grid.sigma.reshape(m, block, m, block, m, block).mean(axis=(1, 3, 5)), 0)
-
-
-def opaque_masks(silhouettes: Silhouettes) -> Tensor:
-    """[b, h, w] bool on the CPU; opacity that is not a number counts as nothing."""
-    return (silhouettes.opacity > OPAQUE).cpu()
-
-
 def check_not_empty(grid: DensityGrid, masks: Tensor) -> None:
     """Raise RunError with advice when the field holds nothing that could have a surface."""
-    highest = float(grid.sigma.max())
-    if highest <= LOWEST_DENSITY:
+    if grid.highest <= LOWEST_DENSITY:
         bad = " (and it is not finite in places)" if grid.non_finite else ""
         raise RunError(
-            f"the scene is empty: the field's highest density is {highest:.3g}{bad}, which is no surface; {ADVICE}"
+            f"the scene is empty: the field's highest density is {grid.highest:.3g}{bad}, which is no surface; {ADVICE}"
         )
     if not masks.any():
         raise RunError(
-            f"the field is fog: it is not opaque in any view, though its density reaches {highest:.3g}; {ADVICE}"
+            f"the field is fog: it is not opaque in any view, though its density reaches {grid.highest:.3g}; {ADVICE}"
         )
 
 
-def silhouette_iou(mesh: Mesh, silhouettes: Silhouettes, backend: str) -> float:
-    """Mean over the views of intersection over union, in 0..1, of a mesh's silhouettes with the field's."""
-    return _mean_iou(mesh, silhouettes, opaque_masks(silhouettes), backend)
+@torch.no_grad()
+def highest_along_rays(grid: DensityGrid, silhouettes: Silhouettes, backend: str) -> Tensor:
+    """[b, h, w] the highest density of the grid along the ray of each pixel, samples one cell apart."""
+    views, height, width = silhouettes.opacity.shape
+    occupied = _where_dense(grid)
+    highest = torch.zeros(views, height * width, device=occupied.device)
+    cameras = silhouettes.cameras.to(occupied.device)
+    for view in range(views):
+        rays = camera_rays(cameras[[view]], height, width)
+        samples = march_rays(rays.origins, rays.directions, occupied, grid.cell, None, backend)
+        points = rays.origins[samples.ray_indices] + samples.t_mids[:, None] * rays.directions[samples.ray_indices]
+        highest[view].scatter_reduce_(0, samples.ray_indices, sigma_at(grid, points), "amax")
+    return highest.reshape(views, height, width)
 
 
-def _agreement(grid: DensityGrid, threshold: float, silhouettes: Silhouettes, masks: Tensor, backend: str) -> float:
-    return _mean_iou(marching_cubes(grid, threshold), silhouettes, masks, backend)
+def _where_dense(grid: DensityGrid) -> Tensor:
+    """[r, r, r] bool over the box: cells with a candidate's density, or beside one: there the surfaces are."""
+    r = min(MARCH_RESOLUTION, grid.resolution)
+    dense = torch.zeros(1, 1, r, r, r, device=grid.sigma.device)
+    for start in range(0, len(grid.sigma), 16):
+        index = (grid.sigma[start : start + 16] > LOWEST_DENSITY).nonzero()
+        index += torch.tensor([start + grid.low[0], *grid.low[1:]], device=index.device)
+        cell = index * r // grid.resolution
+        dense[0, 0, cell[:, 0], cell[:, 1], cell[:, 2]] = 1.0
+    return torch.nn.functional.max_pool3d(dense, 3, stride=1, padding=1)[0, 0] > 0
 
 
-def _mean_iou(mesh: Mesh, silhouettes: Silhouettes, masks: Tensor, backend: str) -> float:
-    faces = torch.as_tensor(mesh.faces.astype(np.int32))
-    height, width = masks.shape[1:]
-    positions = clip_positions(torch.as_tensor(mesh.vertices).float(), silhouettes.cameras.to("cpu"), width / height)
-    total = 0.0
-    for view, mask in zip(positions, masks, strict=True):
-        seen = rasterize(view, faces, height, width, backend).covered
-        union = int((seen | mask).sum())
-        total += int((seen & mask).sum()) / union if union else 1.0
-    return total / len(masks)
+def sigma_at(grid: DensityGrid, points: Tensor) -> Tensor:
+    """[n] float32 density at `points` [n, 3], blended linearly between the samples; beyond the outer cells 0."""
+    last = torch.tensor(grid.sigma.shape, device=points.device) - 1
+    at = (points + 1.0) * (1.0 / grid.cell) - (torch.tensor(grid.low, device=points.device) + 0.5)
+    inside = ((at >= -0.5) & (at <= last + 0.5)).all(dim=1)
+    at = at.clamp_min(0.0).minimum(last.to(at.dtype))
+    base = at.long()
+    x, y, z = (at - base).unbind(dim=1)
+    strides = torch.tensor(grid.sigma.stride(), device=points.device)
+    first, flat = (base * strides).sum(dim=1), grid.sigma.view(-1)
+    right, back, above = ((base < last) * strides).unbind(dim=1)
+
+    def along_z(index: Tensor) -> Tensor:
+        return torch.lerp(flat[index].float(), flat[index + above].float(), z)
+
+    def along_y(index: Tensor) -> Tensor:
+        return torch.lerp(along_z(index), along_z(index + back), y)
+
+    return torch.lerp(along_y(first), along_y(first + right), x) * inside

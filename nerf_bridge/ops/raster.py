@@ -1,7 +1,8 @@
 """Triangles to pixels: which face is seen where, with perspective-correct barycentrics, on a screen or in a texture.
 
-The C++ path (`cuda_ext/raster_cpu.cpp`) and the torch twin below follow `cuda_ext/include/raster.h`: homogeneous edge
-functions in float64 (Olano & Greer 1997), both windings, top-left rule, near plane at z/w = -1 and no far plane.
+The C++ and CUDA paths (`cuda_ext/raster_cpu.cpp`, `cuda_ext/raster_cuda.cu`) and the torch twin below follow
+`cuda_ext/include/raster.h`: homogeneous edge functions in float64 (Olano & Greer 1997), both windings, top-left rule,
+near plane at z/w = -1 and no far plane.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nerf_bridge.ops.backend import check_tensor, run_kernel
+from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
 from nerf_bridge.scene.cameras import Cameras
 
 NEAR = 0.05
@@ -44,50 +45,52 @@ def rasterize(positions: Tensor, faces: Tensor, height: int, width: int, backend
     """Find the nearest face at each pixel centre. Not differentiable.
 
     Every pixel centre on an edge that two faces share belongs to exactly one of them. Equal depths go to the lower face
-    index, so the result is the same at every run and for any number of threads. Faces that cross the near plane are cut
-    there; degenerate ones, and those with a coordinate that is not finite, cover nothing.
+    index, so the result is the same at every run, for any number of threads and on the GPU. Faces that cross the near
+    plane are cut there; degenerate ones, and those with a coordinate that is not finite, cover nothing.
 
     Args:
         positions: [v, 4] clip space (x, y, z, w), used as float32.
-        faces: [f, 3] integer vertex indices; both windings are drawn.
+        faces: [f, 3] integer vertex indices, on any device; both windings are drawn.
         height, width: pixels.
-        backend: "torch" (on the device of `positions`), or "cpu" or "cuda", which both run the C++ kernel on the CPU.
+        backend: "torch" (on the device of `positions`), or "cpu" or "cuda", whose device that must be.
     Returns:
         Raster on the device of `positions`.
     Raises:
-        ValueError: wrong shape, an index out of range, an empty image, or an unknown backend.
-        UserError: the C++ kernels cannot be loaded; says why and the remedy.
+        ValueError: wrong shape, an index out of range, an empty image, a backend unknown or of another device.
+        UserError: the kernels cannot be loaded; says why and the remedy.
     """
     check_tensor("positions", positions, (None, 4))
     _check_faces(faces, len(positions))
     if height < 1 or width < 1:
         raise ValueError(f"expected height and width of at least 1, got {height} and {width}")
     points = positions.detach().float()
+    check_float("positions", points, backend)
     if backend == "torch":
         return _rasterize_torch(points, faces.to(points.device), height, width)
-    if backend not in ("cpu", "cuda"):
-        raise ValueError(f"backend: expected cuda, cpu or torch (resolved), got {backend!r}")
-    return _rasterize_cpu(points, faces, height, width)
+    return _rasterize_kernel(points, faces, height, width, backend)
 
 
-def rasterize_uv(uvs: Tensor, faces: Tensor, size: int, backend: str) -> Raster:
-    """Find the face at each texel centre of a square texture. Not differentiable.
+def rasterize_uv(uvs: Tensor, faces: Tensor, size: int, backend: str, rows: range | None = None) -> Raster:
+    """Find the face at each texel centre of a square texture, or of some of its rows. Not differentiable.
 
     Args:
-        uvs: [v, 2] texture coordinates, 0..1 inside the texture; v points up, so row 0 of the result is at v = 1 and
+        uvs: [v, 2] texture coordinates, 0..1 inside the texture; v points up, so row 0 of the texture is at v = 1 and
             texel (row, column) has its centre at u = (column + 0.5) / size, v = 1 - (row + 0.5) / size.
         faces: [f, 3] integer indices into `uvs`; where they overlap the lower face index wins.
         size: texels across.
         backend: as in `rasterize`.
+        rows: the rows to look at, one after the other; None: all.
     Returns:
-        Raster, [size, size], depth 0 where covered.
+        Raster, [rows, size], depth 0 where covered.
     Raises:
         ValueError, UserError: as `rasterize`.
     """
     check_tensor("uvs", uvs, (None, 2))
-    flat = uvs.detach().float() * 2.0 - 1.0
-    positions = torch.cat([flat, torch.zeros_like(flat[:, :1]), torch.ones_like(flat[:, :1])], dim=-1)
-    return rasterize(positions, faces, size, size, backend)
+    first, n_rows = (0, size) if rows is None else (rows.start, len(rows))
+    flat = uvs.detach().double() * 2.0 - 1.0
+    across, up = flat[:, 0], (flat[:, 1] * size + (n_rows - size + 2 * first)) / n_rows
+    positions = torch.stack([across, up, torch.zeros_like(up), torch.ones_like(up)], dim=-1)
+    return rasterize(positions, faces, n_rows, size, backend)
 
 
 def projection_matrix(fovy_rad: Tensor | float, aspect: float = 1.0, near: float = NEAR, far: float = FAR) -> Tensor:
@@ -137,19 +140,25 @@ def clip_positions(
 
 
 def interpolate(raster: Raster, faces: Tensor, values: Tensor) -> Tensor:
-    """Values of the vertices at each pixel: sum of barycentrics * values. Differentiable in `values`.
-
-    Args:
-        raster: [h, w], of the same `faces`.
-        faces: [f, 3] integer indices into `values`.
-        values: [v, c], on the raster's device.
-    Returns:
-        [h, w, c], 0 where nothing.
-    """
+    """Values of the vertices at each pixel, see `interpolate_at`: [h, w, c], 0 where nothing."""
     if len(faces) == 0:
         return values.new_zeros((*raster.face_index.shape, values.shape[1]))
-    corners = faces.to(raster.face_index.device).long()[raster.face_index.clamp_min(0).long()]
-    return (raster.barycentrics[..., None].to(values.dtype) * values[corners]).sum(dim=-2)
+    return interpolate_at(raster.face_index.clamp_min(0), raster.barycentrics, faces, values)
+
+
+def interpolate_at(face_index: Tensor, barycentrics: Tensor, faces: Tensor, values: Tensor) -> Tensor:
+    """Values of the vertices at places of the surface: sum of barycentrics * values. Differentiable in `values`.
+
+    Args:
+        face_index: [...] integer, a face at each place.
+        barycentrics: [..., 3].
+        faces: [f, 3] integer indices into `values`.
+        values: [v, c], on the device of the places.
+    Returns:
+        [..., c].
+    """
+    corners = faces.to(face_index.device).long()[face_index.long()]
+    return (barycentrics[..., None].to(values.dtype) * values[corners]).sum(dim=-2)
 
 
 def _check_faces(faces: Tensor, n_vertices: int) -> None:
@@ -158,20 +167,20 @@ def _check_faces(faces: Tensor, n_vertices: int) -> None:
         raise ValueError(f"faces: expected dtype int32 or int64, got {faces.dtype}")
     if faces.numel() == 0:
         return
-    low, high = int(faces.min()), int(faces.max())
+    low, high = torch.stack(faces.aminmax()).tolist()  # one wait for the GPU, not two
     if low < 0 or high >= n_vertices:
         raise ValueError(f"faces: expected indices in 0..{n_vertices - 1}, got {low}..{high}")
 
 
-def _rasterize_cpu(positions: Tensor, faces: Tensor, height: int, width: int) -> Raster:
-    face_index = torch.empty((height, width), dtype=torch.int32)
-    barycentrics = torch.empty((height, width, 3))
-    depth = torch.empty((height, width))
-    points = positions.cpu().contiguous()
-    triangles = faces.to("cpu", torch.int32).contiguous()
-    run_kernel("cpu", "rasterize", points, triangles, len(triangles), height, width, face_index, barycentrics, depth)
+def _rasterize_kernel(positions: Tensor, faces: Tensor, height: int, width: int, backend: str) -> Raster:
     device = positions.device
-    return Raster(face_index.to(device), barycentrics.to(device), depth.to(device))
+    face_index = torch.empty((height, width), dtype=torch.int32, device=device)
+    barycentrics = torch.empty((height, width, 3), device=device)
+    depth = torch.empty((height, width), device=device)
+    points = positions.contiguous()
+    triangles = faces.to(device, torch.int32).contiguous()
+    run_kernel(backend, "rasterize", points, triangles, len(triangles), height, width, face_index, barycentrics, depth)
+    return Raster(face_index, barycentrics, depth)
 
 
 # ---- the torch twin: bounding boxes become a packed list of (face, pixel) fragments, taken in groups ----

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,6 +39,45 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all. Raises OSError and leaves `path` as it was when that fails."""
     with replacing(path) as aside:
         aside.write_bytes(data)
+
+
+def write_all(files: Mapping[Path, bytes]) -> None:
+    """Write several files in their order, all of them or none; each appears whole.
+
+    They take their places only once all of them are on the disk. A crash in the moment between may leave old ones under
+    hidden names.
+
+    Raises:
+        OSError: writing failed; old files are as they were, and no new ones are there.
+    """
+    if len(files) == 1:
+        ((path, data),) = files.items()
+        write_bytes(path, data)
+        return
+    token = secrets.token_hex(4)
+    new = {path: path.with_name(f".{path.stem}.{token}.tmp{path.suffix}") for path in files}
+    old = {path: path.with_name(f".{path.stem}.{token}.old{path.suffix}") for path in files}
+    placed: list[Path] = []
+    try:
+        for path, data in files.items():
+            new[path].write_bytes(data)
+            sync(new[path])
+        for path in files:
+            placed.append(path)
+            if path.exists():
+                os.replace(path, old[path])
+            os.replace(new[path], path)
+    except BaseException:
+        for path in placed:
+            if old[path].exists():
+                os.replace(old[path], path)
+            elif not new[path].exists():
+                path.unlink(missing_ok=True)
+        for path in files:
+            new[path].unlink(missing_ok=True)
+        raise
+    for path in files:
+        old[path].unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

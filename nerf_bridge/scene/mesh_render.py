@@ -1,16 +1,18 @@
-"""Plain renders of a coloured or textured mesh: turntables of an exported asset, ground truth in comparisons."""
+"""Renders of a coloured or textured mesh: turntables of an exported asset, comparisons, refinement of its texture."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nerf_bridge.ops.backend import check_tensor
-from nerf_bridge.ops.raster import Raster, clip_positions, interpolate, rasterize
+from nerf_bridge.ops.raster import Raster, clip_positions, interpolate_at, rasterize
+from nerf_bridge.ops.texture import look_up
 from nerf_bridge.scene.cameras import Cameras
+from nerf_bridge.scene.shading import shade
 
 PRIOR_LIGHT = (0.3, -0.5, 0.8)  # world, towards the light, normalised where used; as in cuda_ext/raster_cpu.cpp
 PRIOR_AMBIENT = 0.55
@@ -50,6 +52,12 @@ class ColoredMesh:
     faces: Tensor
     look: MeshLook
 
+    def to(self, device: torch.device | str) -> ColoredMesh:
+        """The same mesh on `device`, where it is then rendered."""
+        tensors = {name: value.to(device) for name, value in vars(self.look).items()}
+        look = replace(self.look, **tensors)
+        return ColoredMesh(self.vertices.to(device), self.faces.to(device), look)
+
 
 def shade_mesh(
     mesh: ColoredMesh,
@@ -59,6 +67,7 @@ def shade_mesh(
     background: Tensor | tuple[float, float, float] = WHITE,
     supersample: int = 4,
     lit: bool = False,
+    light_dir: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Render a mesh from some cameras, antialiased. Differentiable in the mesh's colours, not in its shape.
 
@@ -67,9 +76,10 @@ def shade_mesh(
         cameras: b views.
         size: pixels (height, width), or one number for both.
         backend: of `rasterize`: "cpu", "cuda" or "torch".
-        background: [3] or [b, 3] in 0..1.
-        supersample: samples across one pixel, averaged with equal weight.
+        background: [3], [b, 3] or [b, h, w, 3] in 0..1.
+        supersample: samples across one pixel, averaged with equal weight, at silhouettes too.
         lit: multiply by the fixed world light of the embedded prior's renders (`prior_shading`).
+        light_dir: [b, 3] unit directions to a far light, whose lambertian shading (`shade`) the colours get; or None.
     Returns:
         (images [b, h, w, 3] in 0..1 over the background, coverage [b, h, w] in 0..1).
     Raises:
@@ -81,21 +91,28 @@ def shade_mesh(
         raise ValueError(f"expected size and supersample of at least 1, got {size} and {supersample}")
     _check_look(mesh)
     device = mesh.vertices.device
-    behind = torch.as_tensor(background, dtype=torch.float32, device=device).expand(len(cameras), 3)
+    behind = torch.as_tensor(background, dtype=torch.float32, device=device)
+    if behind.dim() < 4:
+        behind = behind.expand(len(cameras), 3)[:, None, None]
     on_device = cameras.to(device)
     positions = clip_positions(mesh.vertices, on_device, aspect=width / height)
-    images = torch.empty((len(cameras), height, width, 3), device=device)
-    coverage = torch.empty((len(cameras), height, width), device=device)
+    images, coverage = [], []
     for index in range(len(cameras)):
         raster = rasterize(positions[index], mesh.faces, height * supersample, width * supersample, backend)
-        color = _sample_colors(raster, mesh)
-        if lit:
-            color = color * _seen_shading(raster, mesh, on_device.c2w[index, :3, 3])
-        covered = raster.covered.float()
-        coverage[index] = F.avg_pool2d(covered[None], supersample)[0]
-        premultiplied = F.avg_pool2d((color * covered[..., None]).permute(2, 0, 1), supersample).permute(1, 2, 0)
-        images[index] = premultiplied + (1.0 - coverage[index, ..., None]) * behind[index]
-    return images, coverage
+        seen = _Seen.of(raster)
+        color = _sample_colors(seen, mesh)
+        if lit or light_dir is not None:
+            normals = _seen_normals(seen, mesh, on_device.c2w[index, :3, 3])
+            color = color * prior_shading(normals)[:, None] if lit else color
+            color = color if light_dir is None else shade(color, normals, light_dir[[index]].to(normals), "lambertian")
+        premultiplied = torch.zeros_like(raster.barycentrics).view(-1, 3).index_copy(0, seen.pixel, color)
+        premultiplied = premultiplied.view(raster.barycentrics.shape).permute(2, 0, 1)
+        coverage.append(F.avg_pool2d(raster.covered.float()[None], supersample)[0])
+        images.append(F.avg_pool2d(premultiplied, supersample).permute(1, 2, 0))
+        images[-1] = images[-1] + (1.0 - coverage[-1][..., None]) * behind[index]
+    if not images:
+        return torch.empty((0, height, width, 3), device=device), torch.empty((0, height, width), device=device)
+    return torch.stack(images), torch.stack(coverage)
 
 
 def prior_shading(normals: Tensor) -> Tensor:
@@ -118,31 +135,37 @@ def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     return torch.where(length > 0.0, normals / length, torch.zeros_like(normals)).to(vertices.dtype)
 
 
-def _seen_shading(raster: Raster, mesh: ColoredMesh, eye: Tensor) -> Tensor:
-    """[h, w, 1] brightness of each pixel's face, its normal turned to the eye [3]; 1 where nothing."""
-    if len(mesh.faces) == 0:
-        return torch.ones_like(raster.depth)[..., None]
+@dataclass(frozen=True)
+class _Seen:
+    """The n covered pixels: their flat index, the face there and its barycentrics [n, 3]."""
+
+    pixel: Tensor
+    face_index: Tensor
+    barycentrics: Tensor
+
+    @staticmethod
+    def of(raster: Raster) -> _Seen:
+        pixel = raster.covered.flatten().nonzero()[:, 0]
+        return _Seen(pixel, raster.face_index.flatten()[pixel].long(), raster.barycentrics.view(-1, 3)[pixel])
+
+
+def _seen_normals(seen: _Seen, mesh: ColoredMesh, eye: Tensor) -> Tensor:
+    """[n, 3] normal of the face at each covered pixel, turned to the eye [3]."""
     normals = face_normals(mesh.vertices, mesh.faces)
     to_eye = eye.to(normals) - mesh.vertices[mesh.faces[:, 0].to(normals.device).long()]
     facing = torch.where((normals * to_eye).sum(dim=-1, keepdim=True) < 0.0, -normals, normals)
-    shading = prior_shading(facing)[raster.face_index.clamp_min(0).long()]
-    return torch.where(raster.covered, shading, torch.ones_like(shading))[..., None]
+    return facing[seen.face_index]
 
 
-def _sample_colors(raster: Raster, mesh: ColoredMesh) -> Tensor:
-    """[h, w, 3] unlit colour of each pixel's surface; of no meaning where nothing."""
-    look, device = mesh.look, raster.depth.device
-    if len(mesh.faces) == 0:
-        return torch.zeros_like(raster.barycentrics)
+def _sample_colors(seen: _Seen, mesh: ColoredMesh) -> Tensor:
+    """[n, 3] unlit colour of the surface at each covered pixel."""
+    look, device = mesh.look, seen.pixel.device
     if isinstance(look, FaceColors):
-        return look.colors.to(device).float()[raster.face_index.clamp_min(0).long()]
+        return look.colors.to(device).float()[seen.face_index]
     if isinstance(look, VertexColors):
-        return interpolate(raster, mesh.faces, look.colors.to(device).float())
-    uv = interpolate(raster, mesh.faces, look.uvs.to(device).float())
-    grid = torch.stack([uv[..., 0] * 2.0 - 1.0, 1.0 - uv[..., 1] * 2.0], dim=-1)
-    image = look.image.to(device).float().permute(2, 0, 1)
-    sampled = F.grid_sample(image[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled[0].permute(1, 2, 0)
+        return interpolate_at(seen.face_index, seen.barycentrics, mesh.faces, look.colors.to(device).float())
+    uv = interpolate_at(seen.face_index, seen.barycentrics, mesh.faces, look.uvs.to(device).float())
+    return look_up(look.image.to(device).float(), uv)
 
 
 def _check_look(mesh: ColoredMesh) -> None:

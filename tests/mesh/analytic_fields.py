@@ -28,12 +28,13 @@ class AnalyticField:
 
     parts: Sequence[tuple[Callable[[Tensor], Tensor], tuple[float, float, float]]]
     peak: float = 80.0
+    softness: float = SOFTNESS
 
     def distances(self, points: Tensor) -> Tensor:
         return torch.stack([distance(points) for distance, _ in self.parts])
 
     def density(self, points: Tensor) -> Tensor:
-        return self.peak * torch.sigmoid(-self.distances(points).amin(dim=0) / SOFTNESS)
+        return self.peak * torch.sigmoid(-self.distances(points).amin(dim=0) / self.softness)
 
     def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
         nearest = self.distances(points).argmin(dim=0)

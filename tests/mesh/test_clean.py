@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from nerf_bridge.mesh.clean import clean, drop_bad_faces, keep_main_bodies, turn_outward, weld
 from nerf_bridge.mesh.data import Mesh
-from nerf_bridge.mesh.geometry import face_bodies, face_volumes, is_watertight
-from nerf_bridge.mesh.manifold import cut_pinches
+from nerf_bridge.mesh.geometry import face_bodies, face_volumes, group_rows, is_watertight
+from nerf_bridge.mesh.manifold import cut_pinches, make_solid
 
 TETRAHEDRON = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
 CORNERS = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
@@ -87,6 +88,26 @@ def test_a_ring_that_touches_itself_along_an_edge_is_cut_open() -> None:
     cut = cut_pinches(pinched)
     merged = weld(cut, 1e-6)
     assert is_watertight(cut) and is_watertight(merged)
+
+
+def test_a_solid_is_made_of_what_is_pinched_and_open() -> None:
+    whole = tetrahedron()
+    assert make_solid(whole) is whole
+    mirrored = Mesh(CORNERS * [-1, -1, 1], TETRAHEDRON.copy())
+    pinched = weld(joined(whole, mirrored), 1e-4)
+    solid = make_solid(Mesh(pinched.vertices, np.delete(pinched.faces, 3, axis=0)))
+    assert is_watertight(solid) and face_bodies(solid).max() == 1
+    twisted = Mesh(CORNERS, np.concatenate([TETRAHEDRON[:3], TETRAHEDRON[3:, ::-1]]))
+    assert is_watertight(make_solid(twisted))
+    rough = np.random.default_rng(0).integers(0, 12, (60, 3))
+    assert is_watertight(make_solid(drop_bad_faces(Mesh(np.random.default_rng(1).random((12, 3)), rough))))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e9])
+def test_equal_rows_are_grouped_however_large_their_numbers(scale: float) -> None:
+    rows = (np.array([[3, 1, 2], [0, 0, 0], [3, 1, 2], [2, 1, 3], [0, 0, 0]]) * scale).astype(np.int64)
+    first, group = group_rows(rows)
+    assert np.array_equal(rows[first][group], rows) and len(first) == 3
 
 
 def boundary_of(solid: np.ndarray) -> Mesh:

@@ -21,7 +21,7 @@ from analytic_fields import (
 from scipy.spatial import cKDTree
 
 from nerf_bridge.mesh import surface
-from nerf_bridge.mesh.data import Mesh
+from nerf_bridge.mesh.data import DensityGrid, Mesh
 from nerf_bridge.mesh.geometry import face_bodies, face_volumes, is_watertight, vertex_normals
 from nerf_bridge.mesh.surface import marching_cubes, refine_on_edges, sample_density
 
@@ -101,6 +101,27 @@ def test_nothing_above_the_threshold_gives_an_empty_mesh() -> None:
     assert len(marching_cubes(grid, 1e6).faces) == 0
 
 
+@pytest.mark.parametrize("field", [sphere_field(), l_field(), torus_field()], ids=["sphere", "l", "torus"])
+def test_slabs_make_the_same_surface_as_the_whole(field: AnalyticField, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = sample_density(field, all_occupied(), 128)
+    whole = marching_cubes(grid, THRESHOLD)
+    monkeypatch.setattr(surface, "SLAB", 100_000)
+    slabs = marching_cubes(grid, THRESHOLD)
+    assert len(slabs.vertices) == len(whole.vertices) and len(slabs.faces) == len(whole.faces)
+    assert cKDTree(slabs.vertices).query(whole.vertices)[0].max() < 1e-12
+    assert is_watertight(slabs) and face_volumes(slabs).sum() == pytest.approx(face_volumes(whole).sum())
+
+
+def test_samples_exactly_on_the_threshold_leave_no_crack(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sigma = torch.randint(0, 3, (20, 20, 20), generator=generator).half()
+    monkeypatch.setattr(surface, "SLAB", 3 * 22**2)
+    mesh = marching_cubes(DensityGrid(sigma, (2, 2, 2), 24, 0), 1.0)
+    edges = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
+    there, back = (set(map(tuple, np.unique(pairs, axis=0))) for pairs in (edges, edges[:, ::-1]))
+    assert there == back and len(there) == len(edges)
+
+
 def test_the_field_is_asked_in_bounded_chunks_and_only_where_occupied(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -117,11 +138,10 @@ def test_the_field_is_asked_in_bounded_chunks_and_only_where_occupied(monkeypatc
     assert max(len(part) for part in asked) <= 1000
     assert len(points) == 16 * 16 * 16
     assert points[:, 0].min() > 0 and points[:, 1].abs().max() < 0.5 and points[:, 2].max() < 0
-    assert not grid.sigma[:16].any() and grid.sigma[16:, 8:24, :16].any()
-    index = (0, 16, 16)
-    center = (torch.tensor([index]) + 0.5) / 16 - 1
-    dense = sample_density(sphere_field(), all_occupied(), 32)
-    assert dense.sigma[index] == pytest.approx(float(sphere_field().density(center)[0]), rel=1e-5)
+    assert grid.low == (16, 8, 0) and grid.sigma.shape == (16, 16, 16)  # nothing is kept around it
+    centers = (torch.cartesian_prod(torch.arange(16, 32), torch.arange(8, 24), torch.arange(16)) + 0.5) / 16 - 1
+    expected = sphere_field().density(centers).reshape(16, 16, 16)
+    assert torch.allclose(grid.sigma.float(), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_values_that_are_not_finite_count_as_empty(caplog: pytest.LogCaptureFixture) -> None:
@@ -134,6 +154,22 @@ def test_values_that_are_not_finite_count_as_empty(caplog: pytest.LogCaptureFixt
 
     with caplog.at_level(logging.WARNING):
         grid = sample_density(Broken([(sphere((0.0, 0.0, 0.0), 0.6), RED)]), all_occupied(), 40)
-    assert np.isfinite(grid.sigma).all()
+    assert torch.isfinite(grid.sigma).all() and grid.highest == 80
     assert grid.non_finite == 2 * 2 * 40 * 40
     assert "not finite" in caplog.text
+
+
+def test_small_holes_of_values_that_are_not_finite_are_closed() -> None:
+    holes = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.0, 0.2], [0.0, 0.58, 0.0]])
+
+    class Holed(AnalyticField):
+        def density(self, points: torch.Tensor) -> torch.Tensor:
+            near = torch.cdist(points, holes).amin(dim=1) < 1.2 * CELL
+            return torch.where(near, torch.nan, super().density(points))
+
+    field = Holed([(sphere((0.0, 0.0, 0.0), 0.6), RED)])
+    grid = sample_density(field, all_occupied(), RESOLUTION)
+    assert grid.non_finite > 10
+    mesh = marching_cubes(grid, THRESHOLD)
+    assert face_bodies(mesh).max() == 0 and is_watertight(mesh)
+    assert face_volumes(mesh).sum() == pytest.approx(face_volumes(surface_of(sphere_field())).sum(), rel=0.005)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import pytest
 import torch
 from analytic_fields import RED, AnalyticField, all_occupied, l_field, silhouettes_of, sphere, torus_field
 
 from nerf_bridge.errors import RunError
 from nerf_bridge.mesh.data import DensityGrid, Silhouettes
+from nerf_bridge.mesh.silhouettes import silhouette_iou
 from nerf_bridge.mesh.surface import marching_cubes, sample_density
-from nerf_bridge.mesh.threshold import choose_threshold, silhouette_iou
+from nerf_bridge.mesh.threshold import choose_threshold, highest_along_rays, sigma_at
 
 
 def soft_ball(points: torch.Tensor) -> torch.Tensor:
     return 30 * torch.exp(-((points.norm(dim=-1) / 0.4) ** 2))
+
+
+def even_grid(sigma: float, non_finite: int = 0) -> DensityGrid:
+    return DensityGrid(torch.full((16, 16, 16), sigma).half(), (0, 0, 0), 16, non_finite)
 
 
 class SoftBall(AnalyticField):
@@ -35,7 +41,7 @@ def test_the_chosen_threshold_beats_the_others() -> None:
     wrong = silhouette_iou(marching_cubes(grid, 15.0), silhouettes, "torch")
     assert wrong < 0.6
     # sigma(r) sqrt(pi) 0.4 = ln 2 on the ray that grazes the silhouette: the field is half opaque there
-    assert choice.threshold == pytest.approx(np.log(2) / (np.sqrt(np.pi) * 0.4), rel=0.3)
+    assert choice.threshold == pytest.approx(math.log(2) / (math.sqrt(math.pi) * 0.4), rel=0.3)
 
 
 @pytest.mark.parametrize("field", [torus_field(), l_field()], ids=["torus", "l"])
@@ -44,30 +50,50 @@ def test_sharp_shapes_agree(field: AnalyticField) -> None:
     assert choose_threshold(grid, silhouettes_of(field, views=4), "torch").iou > 0.95
 
 
-def test_a_finer_grid_is_thinned_out_for_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nerf_bridge.mesh.threshold.SEARCH_RESOLUTION", 32)
-    field = torus_field()
+@pytest.mark.parametrize("field", [torus_field(), l_field()], ids=["torus", "l"])
+def test_the_curve_tells_the_agreement_of_the_meshes(field: AnalyticField) -> None:
     grid = sample_density(field, all_occupied(), 64)
-    assert choose_threshold(grid, silhouettes_of(field, views=4), "torch").iou > 0.9
+    silhouettes = silhouettes_of(field, views=4)
+    curve = choose_threshold(grid, silhouettes, "torch").curve
+    for threshold, iou in curve[::8]:
+        mesh = marching_cubes(grid, threshold)
+        assert silhouette_iou(mesh, silhouettes, "torch") == pytest.approx(iou, abs=0.02)
+
+
+def test_the_highest_density_along_a_ray() -> None:
+    field = SoftBall([(sphere((0.0, 0.0, 0.0), 0.4), RED)])
+    silhouettes = silhouettes_of(field, views=2, size=33)
+    highest = highest_along_rays(sample_density(field, all_occupied(), 96), silhouettes, "torch")
+    assert highest.shape == (2, 33, 33)
+    assert highest[:, 16, 16].tolist() == pytest.approx([30, 30], rel=0.02)  # through the middle
+    assert not highest[:, 0, 0].any()
+
+
+def test_density_between_the_samples_is_linear() -> None:
+    sigma = torch.arange(4.0)[:, None, None] + 10 * torch.arange(5.0)[None, :, None] + 100 * torch.arange(6.0)
+    grid = DensityGrid(sigma.half(), (2, 3, 4), 16, 0)
+    index = torch.tensor([[0.0, 0, 0], [1.25, 2.5, 4.5], [3, 4, 5], [3.4, 4.4, 5.4], [3.6, 4, 5], [-0.6, 0, 0]])
+    points = (index + torch.tensor(grid.low) + 0.5) * grid.cell - 1
+    assert sigma_at(grid, points).tolist() == pytest.approx([0, 476.25, 543, 543, 0, 0], rel=1e-3)
 
 
 def test_an_empty_field_is_an_error_with_advice() -> None:
     silhouettes = silhouettes_of(torus_field(), views=2, size=16)
     with pytest.raises(RunError, match=r"scene is empty.*0.*--steps"):
-        choose_threshold(DensityGrid(np.zeros((16, 16, 16), dtype=np.float32), 0), silhouettes, "torch")
+        choose_threshold(even_grid(0.0), silhouettes, "torch")
 
 
 def test_a_field_that_is_nowhere_finite_is_an_error_that_says_so() -> None:
     silhouettes = silhouettes_of(torus_field(), views=2, size=16)
     with pytest.raises(RunError, match="not finite"):
-        choose_threshold(DensityGrid(np.zeros((16, 16, 16), dtype=np.float32), 16**3), silhouettes, "torch")
+        choose_threshold(even_grid(0.0, 16**3), silhouettes, "torch")
 
 
 def test_thin_fog_is_an_error_with_advice() -> None:
     cameras = silhouettes_of(torus_field(), views=2, size=16).cameras
     fog = Silhouettes(cameras, torch.full((2, 16, 16), 0.4))
     with pytest.raises(RunError, match=r"fog.*not opaque.*--steps"):
-        choose_threshold(DensityGrid(np.full((16, 16, 16), 0.6, dtype=np.float32), 0), fog, "torch")
+        choose_threshold(even_grid(0.6), fog, "torch")
 
 
 def test_silhouettes_that_no_mesh_makes_are_an_error() -> None:

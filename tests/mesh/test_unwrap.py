@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import time
 
@@ -21,6 +22,7 @@ from nerf_bridge.ops.raster import rasterize_uv
 HANGS = (sys.executable, "-c", "import time; time.sleep(120)")
 FAILS = (sys.executable, "-c", "import sys; sys.exit('no charts today')")
 DIES = (sys.executable, "-c", "import os; os.abort()")
+KILLED = (sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")  # as by the system
 SILENT = (sys.executable, "-c", "pass")
 LIES = (
     sys.executable,
@@ -52,15 +54,35 @@ def check_atlas(mesh: Mesh, unwrapped: UnwrappedMesh, size: int) -> None:
 
 
 def test_xatlas_unwraps(body: Mesh) -> None:
-    unwrapped = unwrap(body, 256, 60.0)
+    unwrapped = unwrap(body, 256, 60.0, 4.0)
     assert unwrapped.method == "xatlas"
     check_atlas(body, unwrapped, 256)
+
+
+def test_xatlas_is_fast_and_uses_the_texture(body: Mesh) -> None:
+    """Charts of bounded size: without the bound 20,000 faces take three times as long."""
+    unwrapped = unwrap(body, 1024, 60.0, 4.0)
+    sides = unwrapped.uv[unwrapped.faces]
+    (ax, ay), (bx, by) = (sides[:, 1] - sides[:, 0]).T, (sides[:, 2] - sides[:, 0]).T
+    assert np.abs(0.5 * (ax * by - ay * bx)).sum() > 0.4
+    assert len(unwrapped.vertices) < 2 * len(body.vertices)
+
+
+def test_xatlas_gets_no_more_memory_than_allowed(body: Mesh, caplog: pytest.LogCaptureFixture) -> None:
+    look = "import resource; from nerf_bridge.mesh.xatlas_worker import limit_memory; limit_memory(0.5);"
+    look += "print(resource.getrlimit(resource.RLIMIT_DATA)[0])"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 2**29
+    if sys.platform == "linux":  # elsewhere the system does not hold processes to it
+        with caplog.at_level(logging.WARNING):
+            assert unwrap(body, 128, 60.0, 0.01).method == "grid"
+        assert "it may take 0.01 GiB" in caplog.text
 
 
 @pytest.mark.parametrize("n_faces", [1, 2, 3, 1500])
 def test_the_grid_atlas_has_no_overlaps_and_covers_every_face(body: Mesh, n_faces: int) -> None:
     mesh = Mesh(body.vertices, body.faces[:n_faces])
-    unwrapped = unwrap(mesh, 256, 60.0, FAILS)
+    unwrapped = unwrap(mesh, 256, 60.0, 4.0, FAILS)
     assert unwrapped.method == "grid"
     check_atlas(mesh, unwrapped, 256)
     seen = rasterize_uv(torch.as_tensor(unwrapped.uv), torch.as_tensor(unwrapped.faces), 256, "torch").face_index
@@ -74,13 +96,13 @@ def test_the_grid_atlas_has_no_overlaps_and_covers_every_face(body: Mesh, n_face
 
 
 def test_a_texture_too_small_for_the_grid_still_gets_a_valid_atlas(body: Mesh) -> None:
-    check_atlas(body, unwrap(body, 32, 60.0, FAILS), 512)
+    check_atlas(body, unwrap(body, 32, 60.0, 4.0, FAILS), 512)
 
 
 def test_a_hanging_xatlas_is_stopped(body: Mesh, caplog: pytest.LogCaptureFixture) -> None:
     start = time.monotonic()
     with caplog.at_level(logging.WARNING):
-        unwrapped = unwrap(body, 128, 0.5, HANGS)
+        unwrapped = unwrap(body, 128, 0.5, 4.0, HANGS)
     assert time.monotonic() - start < 20
     assert unwrapped.method == "grid" and "more than 0.5 s" in caplog.text
 
@@ -90,17 +112,18 @@ def test_a_hanging_xatlas_is_stopped(body: Mesh, caplog: pytest.LogCaptureFixtur
     [
         (FAILS, "no charts today"),
         (DIES, "failed with status -6"),
+        (KILLED, "failed with status -9"),
         (SILENT, "no message"),
         (LIES, "another surface"),
         (("/nowhere",), "started"),
     ],
-    ids=["fails", "dies", "silent", "lies", "missing"],
+    ids=["fails", "dies", "killed", "silent", "lies", "missing"],
 )
 def test_a_broken_xatlas_is_replaced(
     body: Mesh, worker: tuple[str, ...], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        assert unwrap(body, 128, 60.0, worker).method == "grid"
+        assert unwrap(body, 128, 60.0, 4.0, worker).method == "grid"
     assert words in caplog.text
 
 
@@ -108,6 +131,6 @@ def test_normals_are_those_of_the_whole_surface() -> None:
     mesh = to_face_count(
         clean(marching_cubes(sample_density(sphere_field(), all_occupied(), 32), 40.0), 1e-4, 0.1), 1000, 0.1
     )
-    unwrapped = unwrap(mesh, 128, 60.0, FAILS)
+    unwrapped = unwrap(mesh, 128, 60.0, 4.0, FAILS)
     radial = unwrapped.vertices / np.linalg.norm(unwrapped.vertices, axis=1, keepdims=True)
     assert (radial * unwrapped.normals).sum(axis=1).min() > 0.9

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nerf_bridge.run.files import replacing, write_bytes, write_json, write_text
+from nerf_bridge.run.files import replacing, write_all, write_bytes, write_json, write_text
 
 
 def test_written_files_read_back(tmp_path):
@@ -75,3 +75,32 @@ def test_json_refuses_not_a_number(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_files_appear_together(tmp_path):
+    (tmp_path / "b").write_text("old")
+    write_all({tmp_path / "a": b"1", tmp_path / "b": b"2"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "1", "b": "2"}
+
+
+@pytest.mark.parametrize("failing", range(5))
+def test_several_files_are_written_all_or_none(tmp_path, monkeypatch, failing):
+    """Whichever of the renames goes wrong: a and c are new, b is there before."""
+    (tmp_path / "b").write_text("old")
+    real, left = os.replace, iter(range(failing))
+
+    def fail_once(source, target):
+        if next(left, None) is None:
+            monkeypatch.setattr(os, "replace", real)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    files = {tmp_path / name: b"new" for name in "abc"}
+    if failing < 4:  # a, b aside, b, c
+        with pytest.raises(OSError, match="Input/output"):
+            write_all(files)
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"b": "old"}
+    else:
+        write_all(files)
+        assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "new")

@@ -18,6 +18,7 @@ from nerf_bridge.scene.mesh_render import (
     face_normals,
     shade_mesh,
 )
+from nerf_bridge.scene.shading import AMBIENT
 
 BACKENDS = ("cpu", "torch")
 FOVY = math.radians(40.0)
@@ -82,6 +83,43 @@ def test_light_is_the_one_of_the_prior() -> None:
     cosine = 0.5 / math.sqrt(0.98)
     torch.testing.assert_close(rendered[0], torch.full((8, 8, 3), 0.775 + 0.225 * cosine))
     torch.testing.assert_close(rendered[1], torch.full((8, 8, 3), 0.775 - 0.225 * cosine))
+
+
+def test_a_picture_may_be_behind_the_object() -> None:
+    vertices, faces = wall()
+    vertices[:, 0] = torch.where(vertices[:, 0] > 0, vertices[:, 0] * 0.0, vertices[:, 0])  # the left half alone
+    behind = torch.rand(1, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    mesh = ColoredMesh(vertices, faces, FaceColors(torch.zeros(2, 3)))
+    rendered, _ = shade_mesh(mesh, front_camera(), 16, "cpu", behind)
+    torch.testing.assert_close(rendered[:, :, 8:], behind[:, :, 8:])
+    assert (rendered[:, :, :8] == 0).all()
+
+
+def test_a_light_of_its_own_shades_each_view() -> None:
+    """Full light from the front, grazing light from the side, none from behind; colours get it times their own."""
+    look = FaceColors(torch.tensor([[1.0, 0.5, 0.0]] * 2))
+    cameras, lights = front_camera()[[0, 0, 0]], torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 1, 0]])
+    rendered, _ = shade_mesh(ColoredMesh(*wall(), look), cameras, 4, "cpu", light_dir=lights)
+    for image, light in zip(rendered, (1.0, AMBIENT, AMBIENT), strict=True):
+        torch.testing.assert_close(image, (light * look.colors[0]).expand(4, 4, 3))
+
+
+def test_a_texture_gets_gradients_where_it_is_seen() -> None:
+    vertices, faces = wall()
+    image = torch.full((8, 8, 3), 0.5, requires_grad=True)
+    uvs = torch.tensor([[0.0, 0.5], [1.0, 0.5], [1.0, 1.0], [0.0, 1.0]])  # the upper half of the texture alone
+    rendered, _ = shade_mesh(ColoredMesh(vertices, faces, Texture(uvs, image)), front_camera(), 32, "cpu")
+    rendered.sum().backward()
+    assert image.grad is not None
+    assert float(image.grad.sum()) == pytest.approx(32 * 32 * 3, rel=1e-4)
+    assert (image.grad[:4] >= 0).all() and image.grad[1:3].sum() > 0 and (image.grad[5:] == 0).all()
+
+
+def test_a_mesh_moves_with_its_look() -> None:
+    mesh = ColoredMesh(*wall(), Texture(torch.rand(4, 2), torch.rand(4, 4, 3)))
+    moved = mesh.to("meta")
+    assert isinstance(moved.look, Texture)
+    assert {t.device.type for t in (moved.vertices, moved.faces, moved.look.uvs, moved.look.image)} == {"meta"}
 
 
 def test_backends_agree_and_colours_get_gradients() -> None:

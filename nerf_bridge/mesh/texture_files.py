@@ -1,0 +1,78 @@
+"""Textures as PNG, JPEG or WebP."""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from nerf_bridge.mesh.data import Material
+
+TextureFormat = Literal["png", "jpeg", "webp"]
+
+JPEG_QUALITY, JPEG_NORMAL_QUALITY = 92, 96
+WEBP_QUALITY = 90
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+
+
+@dataclass(frozen=True)
+class TextureFile:
+    """One encoded picture.
+
+    Attributes:
+        role: "base_color" or "normal"; side files get their names from it.
+        data: the file's content.
+        suffix: ".png", ".jpg" or ".webp".
+        mime: as glTF calls the format.
+    """
+
+    role: str
+    data: bytes
+    suffix: str
+    mime: str
+
+
+def encode_material(material: Material, texture_format: TextureFormat) -> list[TextureFile]:
+    """The base colour and, where there is one, the normal map.
+
+    JPEG keeps the colours' full resolution, WebP halves it. WebP keeps normals without loss, since what is lost in them
+    shows as facets in the light; JPEG cannot, and gets a higher quality for them.
+    """
+    color_options: dict[str, dict[str, Any]] = {
+        "png": {},
+        "jpeg": {"quality": JPEG_QUALITY, "subsampling": 0},
+        "webp": {"quality": WEBP_QUALITY},
+    }
+    normal_options: dict[str, dict[str, Any]] = {
+        "png": {},
+        "jpeg": {"quality": JPEG_NORMAL_QUALITY, "subsampling": 0},
+        "webp": {"lossless": True},
+    }
+    files = [_encode("base_color", material.base_color, texture_format, color_options[texture_format])]
+    if material.normal is not None:
+        files.append(_encode("normal", material.normal, texture_format, normal_options[texture_format]))
+    return files
+
+
+def side_stem(name: str) -> str:
+    """What the files beside the one called `name` start with: its stem, with "_" for what a reader may stumble over.
+
+    White space ends a name in OBJ, and not every reader of glTF decodes an escaped URI.
+    """
+    return re.sub(r"[^\w.-]+", "_", Path(name).stem)
+
+
+def side_name(stem: str, texture: TextureFile) -> str:
+    """The name of the file of `texture` beside the one whose name without suffix is `stem`."""
+    return f"{stem}_{texture.role}{texture.suffix}"
+
+
+def _encode(role: str, pixels: np.ndarray, texture_format: TextureFormat, options: dict[str, Any]) -> TextureFile:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, format=texture_format.upper(), **options)
+    return TextureFile(role, stream.getvalue(), SUFFIXES[texture_format], f"image/{texture_format}")
