@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from bench_inputs import (
+from torch import Tensor
+
+from benchmarks.bench_inputs import (
     GRID,
     N_OUTPUTS,
     STEP,
@@ -21,10 +23,8 @@ from bench_inputs import (
     shell_occupancy,
     shell_samples,
 )
-from timing import Ceilings
-from torch import Tensor
-from torch_twins import Network, network_compiled, network_torch, random_network
-
+from benchmarks.timing import Ceilings
+from benchmarks.torch_twins import Network, network_compiled, network_torch, random_network
 from nerf_bridge.ops import peers
 from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.ops.composite import composite, composite_torch

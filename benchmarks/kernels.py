@@ -1,9 +1,9 @@
 """Times the kernels, beside torch eager, torch.compile and the peers that are installed, all in one run.
 
-    python benchmarks/kernels.py                              everything (minutes on a GPU)
-    python benchmarks/kernels.py --quick                      our own versions only
-    python benchmarks/kernels.py --device cpu                 pictures 8 times smaller on a side, to see that it runs
-    python benchmarks/kernels.py --cases march_512 render_512
+    python -m benchmarks.kernels                              everything (minutes on a GPU)
+    python -m benchmarks.kernels --quick                      our own versions only
+    python -m benchmarks.kernels --device cpu                 pictures 8 times smaller on a side, to see that it runs
+    python -m benchmarks.kernels --cases march_512 render_512
 
 It writes benchmarks/results/kernels-<device>.json (`benchmarks/report.py` makes the table and the plot of
 docs/performance.md from it) and prints the table. Times are medians; "forward" is the forward pass as training runs it,
@@ -26,13 +26,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from kernel_cases import Case, Setting, Version, adam_case, composite_case, grid_mlp_case, march_case
-from render_cases import render_case
-from report import text_table
-from timing import GIB, Ceilings, Clock, Timing, measure_ceilings, peak_gib, time_stages
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.kernel_cases import Case, Setting, Version, adam_case, composite_case, grid_mlp_case, march_case
+from benchmarks.render_cases import render_case
+from benchmarks.report import text_table
+from benchmarks.timing import GIB, Ceilings, Clock, Timing, measure_ceilings, peak_gib, time_stages
 from nerf_bridge.errors import UserError
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.run.files import write_json

@@ -5,15 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from bench_inputs import BALL, STEP, middles, n_visible, random_cameras, shell_occupancy, shell_samples
-from kernel_cases import NETWORK_FLOP, TWIN_BYTES, Case, Setting, Version, has_peer
 from torch import Tensor
-from torch_twins import TorchField
 
+from benchmarks.bench_inputs import BALL, STEP, middles, n_visible, random_cameras, shell_occupancy, shell_samples
+from benchmarks.kernel_cases import NETWORK_FLOP, TWIN_BYTES, Case, Setting, Version, has_peer
+from benchmarks.torch_twins import TorchField
 from nerf_bridge.ops import peers
 from nerf_bridge.render import render
+from nerf_bridge.scene.cameras import Cameras
 from nerf_bridge.scene.field import Field, HashGridField
 from nerf_bridge.scene.rays import camera_rays
+
+GRAPH_SAMPLES = 1 << 22  # beyond, launching costs little beside the work, and light decides what is worth evaluating
+
+
+class Pictures(torch.nn.Module):
+    """The pictures as one function of tensors, with room for a given number of samples: what a CUDA graph can hold."""
+
+    def __init__(self, field: HashGridField, occupied: Tensor, cameras: Cameras, side: int, capacity: int) -> None:
+        super().__init__()
+        self.field = field
+        self.occupied, self.cameras, self.side, self.capacity = occupied, cameras, side, capacity
+
+    def forward(self, background: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Colour, opacity and depth."""
+        views = (self.field, self.occupied, self.cameras, self.side, background, STEP, self.field.backend)
+        picture = render(*views, capacity=self.capacity)
+        return picture.color, picture.opacity, picture.depth
 
 
 def render_case(name: str, n_cameras: int, size: int, setting: Setting) -> Case:
@@ -43,6 +61,10 @@ def render_case(name: str, n_cameras: int, size: int, setting: Setting) -> Case:
         del points, sigmas
         evaluated = render(field, occupied, cameras, side, background, STEP, setting.backend).n_samples
     versions = [version("ours", field, field, setting.backend)]
+    if setting.device.type == "cuda" and samples.n <= GRAPH_SAMPLES:
+        pictures = Pictures(field, occupied, cameras, side, samples.n)
+        graphed = torch.cuda.make_graphed_callables(pictures, (background,))
+        versions.append(Version("ours, in a CUDA graph", lambda: graphed(background), tuple(field.parameters())))
     if not setting.quick:
         needs = TWIN_BYTES * samples.n
         versions.append(version("torch eager", TorchField(field, compiled=False), field, "torch", needs))

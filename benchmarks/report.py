@@ -1,7 +1,7 @@
 """Makes a table and a plot from the results file of any benchmark, and puts them into a page.
 
-    python benchmarks/report.py benchmarks/results/kernels-nvidia-h200.json
-    python benchmarks/report.py RESULTS.json --page docs/other.md --plot docs/other.svg
+    python -m benchmarks.report benchmarks/results/kernels-nvidia-h200.json
+    python -m benchmarks.report RESULTS.json --page docs/other.md --plot docs/other.svg
 
 The page keeps everything but what stands between the two marks. The plot shows, on a logarithmic scale, our time of
 every case, those of the peers and the floor: of "both" where it was measured, else of "forward".

@@ -1,7 +1,7 @@
 """What every CUDA kernel takes of the GPU: registers, shared memory, spills, and the occupancy that these allow.
 
-    python benchmarks/resources.py                     compiles cuda_ext/*_cuda.cu for sm_90; needs nvcc, but no GPU
-    python benchmarks/resources.py --page docs/performance.md    puts them into the page, between its two marks
+    python -m benchmarks.resources                     compiles cuda_ext/*_cuda.cu for sm_90; needs nvcc, but no GPU
+    python -m benchmarks.resources --page docs/performance.md    puts them into the page, between its two marks
 
 Occupancy is the share of a multiprocessor's 64 warps that fit at once (CUDA programming guide, compute capability 9.0:
 65536 registers, given to warps in pieces of 256; 228 KiB of shared memory, 1 KiB of it lost a block; 32 blocks).
@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from report import markdown_table, replaced
 from tqdm import tqdm
 
+from benchmarks.report import markdown_table, replaced
 from nerf_bridge.ops import build
 from nerf_bridge.run.files import write_text
 

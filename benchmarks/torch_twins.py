@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from bench_inputs import GRID, N_OUTPUTS, WIDTH
 from torch import Tensor, nn
 
+from benchmarks.bench_inputs import GRID, N_OUTPUTS, WIDTH
 from nerf_bridge.ops.hash_encoding import level_rows
 from nerf_bridge.scene.field import HashGridField
 

@@ -7,16 +7,10 @@ import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import bench_inputs
-import kernel_cases
-import kernels
 import pytest
-import report
-import resources
-import timing
 import torch
-import torch_twins
 
+from benchmarks import bench_inputs, kernel_cases, kernels, report, resources, timing, torch_twins
 from nerf_bridge.ops.hash_encoding import hash_encode_torch
 from nerf_bridge.scene.field import HashGridField
 from nerf_bridge.scene.rays import camera_rays

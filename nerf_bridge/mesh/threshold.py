@@ -80,8 +80,7 @@ def highest_along_rays(grid: DensityGrid, silhouettes: Silhouettes, backend: str
     for view in range(views):
         rays = camera_rays(cameras[[view]], height, width)
         samples = march_rays(rays.origins, rays.directions, occupied, grid.cell, None, backend)
-        points = rays.origins[samples.ray_indices] + samples.t_mids[:, None] * rays.directions[samples.ray_indices]
-        highest[view].scatter_reduce_(0, samples.ray_indices, sigma_at(grid, points), "amax")
+        highest[view].scatter_reduce_(0, samples.ray_indices, sigma_at(grid, samples.points), "amax")
     return highest.reshape(views, height, width)
 
 
