@@ -18,7 +18,8 @@ from nerf_bridge.scene.shading import Shading, headlight_directions, shade
 
 BOX_DIAGONAL = 2.0 * math.sqrt(3.0)
 FEWEST_FIRST = 16  # samples of a ray that are evaluated before asking whether light is left
-WORTH_TWO_ROUNDS = {"cuda": 1 << 21, "cpu": 1 << 14, "torch": 1 << 14}  # samples from which on it pays to ask
+WORTH_TWO_ROUNDS = {"cpu": 1 << 14, "torch": 1 << 14}  # samples from which on it pays to ask; on a GPU it never did
+FIRST_SHARE = 8  # one in so many of the longest ray's samples is among the first
 
 
 @dataclass(frozen=True)
@@ -173,14 +174,12 @@ def _raw_where_light_falls(
     """The field's raw outputs [n, 4], zero where no light arrives, and at how many samples the field was evaluated.
 
     The first samples of every ray are evaluated, then the rest of those rays that still have light. In front of opaque
-    things that is half of the work; where there is little to save, all samples are evaluated at once.
+    things that saves up to half of the work; where there is little to save, all samples are evaluated at once.
     """
     start, count = samples.packed_info.unbind(1)
-    may_wait = samples.overflow is None  # without a capacity the host may ask the device
-    longest = int(count.max()) if may_wait and samples.n >= WORTH_TWO_ROUNDS[backend] else 0
-    first = count.clamp(max=max(FEWEST_FIRST, longest // 4))
-    if longest <= FEWEST_FIRST:
+    if backend not in WORTH_TWO_ROUNDS or samples.n < WORTH_TWO_ROUNDS[backend]:
         return field.raw(samples.points), samples.n
+    first = count.clamp(max=max(FEWEST_FIRST, int(count.max()) // FIRST_SHARE))
     front = _places(start, first)
     outputs = field.raw(samples.points.index_select(0, front))
     with torch.no_grad():
