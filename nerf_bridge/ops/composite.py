@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from nerf_bridge.ops import peers
 from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
 
 MAX_CHANNELS = 8
@@ -34,7 +35,7 @@ def composite(
         features: [n, c] of each sample, c up to 8.
         t_starts, t_ends: [n] ends of the samples' intervals.
         packed_info: [n_rays, 2] int64: first sample and number of samples of each ray; rays do not overlap.
-        backend: "cuda", "cpu" or "torch".
+        backend: "cuda", "cpu", "torch" or "nerfacc".
     Returns:
         features [n_rays, c]; opacity [n_rays] in [0, 1]; depth [n_rays], the expected distance sum_i w_i mid_i, not
         divided by the opacity; weights [n].
@@ -42,9 +43,15 @@ def composite(
         ValueError: a shape, dtype or device does not fit.
     """
     _check(sigmas, features, t_starts, t_ends, packed_info, backend)
+    if backend == "nerfacc":
+        return peers.composite(sigmas, features, t_starts.detach(), t_ends.detach(), packed_info)
     if backend == "torch":
         return composite_torch(sigmas, features, t_starts, t_ends, packed_info)
-    samples = (tensor.contiguous() for tensor in (sigmas, features, t_starts.detach(), t_ends.detach(), packed_info))
+    samples = [tensor.contiguous() for tensor in (sigmas, features, t_starts.detach(), t_ends.detach(), packed_info)]
+    if torch.compiler.is_compiling():
+        from nerf_bridge.ops.library import KERNELS  # which imports this module
+
+        return KERNELS.composite(*samples, backend)
     return _Composite.apply(*samples, backend)
 
 
@@ -91,37 +98,59 @@ class _Composite(torch.autograd.Function):
         packed_info: torch.Tensor,
         backend: str,
     ) -> tuple[torch.Tensor, ...]:
-        n_rays, (n, c) = packed_info.shape[0], features.shape
-        out, opacity, depth = sigmas.new_zeros(n_rays, c), sigmas.new_zeros(n_rays), sigmas.new_zeros(n_rays)
-        weights = torch.zeros_like(sigmas)
-        inputs = (sigmas, features, t_starts, t_ends, packed_info)
-        run_kernel(backend, "composite_fwd", *inputs, out, opacity, depth, weights, n_rays, n, c)
-        ctx.save_for_backward(*inputs[1:], weights, opacity)
+        outputs = composite_fwd(sigmas, features, t_starts, t_ends, packed_info, backend)
+        ctx.save_for_backward(features, t_starts, t_ends, packed_info, outputs[3], outputs[1])
         ctx.set_materialize_grads(False)
         ctx.backend = backend
-        return out, opacity, depth, weights
+        return outputs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        features, t_starts, t_ends, packed_info, weights, opacity = ctx.saved_tensors
-        grad_sigmas, grad_features = torch.zeros_like(weights), torch.zeros_like(features)
-        n_rays = packed_info.shape[0]
-        shapes = ((n_rays, features.shape[1]), (n_rays,), (n_rays,))
-        over_rays = (
-            features.new_zeros(shape) if grad is None else grad.contiguous()
-            for grad, shape in zip(grads[:3], shapes, strict=True)
-        )
-        run_kernel(
-            ctx.backend,
-            "composite_bwd",
-            *(features, t_starts, t_ends, packed_info, weights, opacity),
-            *over_rays,
-            None if grads[3] is None else grads[3].contiguous(),
-            *(grad_sigmas, grad_features),
-            *(n_rays, *features.shape),
-        )
-        return grad_sigmas, grad_features, None, None, None, None
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        arguments = (*ctx.saved_tensors, *grads, ctx.backend)
+        return (*composite_bwd(*arguments), None, None, None, None)
+
+
+def composite_fwd(
+    sigmas: torch.Tensor,
+    features: torch.Tensor,
+    t_starts: torch.Tensor,
+    t_ends: torch.Tensor,
+    packed_info: torch.Tensor,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What `composite` returns, through the kernel, of contiguous tensors."""
+    n_rays, (n, c) = packed_info.shape[0], features.shape
+    out, opacity, depth = sigmas.new_zeros(n_rays, c), sigmas.new_zeros(n_rays), sigmas.new_zeros(n_rays)
+    weights = torch.zeros_like(sigmas)
+    inputs = (sigmas, features, t_starts, t_ends, packed_info)
+    run_kernel(backend, "composite_fwd", *inputs, out, opacity, depth, weights, n_rays, n, c)
+    return out, opacity, depth, weights
+
+
+def composite_bwd(
+    features: torch.Tensor,
+    t_starts: torch.Tensor,
+    t_ends: torch.Tensor,
+    packed_info: torch.Tensor,
+    weights: torch.Tensor,
+    opacity: torch.Tensor,
+    grad_features_out: torch.Tensor | None,
+    grad_opacity: torch.Tensor | None,
+    grad_depth: torch.Tensor | None,
+    grad_weights: torch.Tensor | None,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients over sigmas and features from those over the outputs; one that is None is zero."""
+    n_rays, (n, c) = packed_info.shape[0], features.shape
+    grad_sigmas, grad_features = torch.zeros_like(weights), torch.zeros_like(features)
+    given = ((grad_features_out, (n_rays, c)), (grad_opacity, (n_rays,)), (grad_depth, (n_rays,)))
+    over_rays = [features.new_zeros(shape) if grad is None else grad.contiguous() for grad, shape in given]
+    over_samples = None if grad_weights is None else grad_weights.contiguous()
+    saved = (features, t_starts, t_ends, packed_info, weights, opacity)
+    sums = (grad_sigmas, grad_features)
+    run_kernel(backend, "composite_bwd", *saved, *over_rays, over_samples, *sums, n_rays, n, c)
+    return sums
 
 
 def _check(

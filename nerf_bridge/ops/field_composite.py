@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
-from nerf_bridge.ops.composite import composite_torch
+from nerf_bridge.ops.composite import composite
 from nerf_bridge.ops.march import Samples
 
 RAW = 4
@@ -63,14 +63,24 @@ def field_composite(
     check_float("raw", raw, backend)
     check_tensor("middles", middles, (n_rays,), like=raw)
     check_tensor("behind", behind, (n_rays, 3), like=raw)
-    if backend == "torch":
-        return field_composite_torch(raw, samples, middles, behind, activation)
+    if backend in ("torch", "nerfacc"):
+        return field_composite_torch(raw, samples, middles, behind, activation, backend)
     packed = (samples.points, samples.t_starts, samples.t_ends, samples.packed_info, middles)
-    return _FieldComposite.apply(raw, behind, *packed, activation, backend)
+    settings = (float(activation.blob_scale), float(activation.blob_radius), activation.kind == "trunc_exp", backend)
+    if torch.compiler.is_compiling():
+        from nerf_bridge.ops.library import KERNELS  # which imports this module
+
+        return KERNELS.field_composite(raw, behind, *packed, *settings)[0]
+    return _FieldComposite.apply(raw, behind, *packed, *settings)
 
 
 def field_composite_torch(
-    raw: Tensor, samples: Samples, middles: Tensor, behind: Tensor, activation: DensityActivation
+    raw: Tensor,
+    samples: Samples,
+    middles: Tensor,
+    behind: Tensor,
+    activation: DensityActivation,
+    backend: str = "torch",
 ) -> Tensor:
     """The reference of `field_composite` in plain torch operations."""
     u = (samples.t_mids - middles[samples.ray_indices])[:, None]
@@ -78,7 +88,7 @@ def field_composite_torch(
     sigmas = activation(raw[:, 0], samples.points)
     lit = transmittance_before(sigmas.detach(), samples) >= EARLY_STOP
     seen = (torch.where(lit, sigmas, 0.0), torch.where(lit[:, None], features, 0.0))
-    sums, opacity, _, _ = composite_torch(*seen, samples.t_starts, samples.t_ends, samples.packed_info)
+    sums, opacity, _, _ = composite(*seen, samples.t_starts, samples.t_ends, samples.packed_info, backend)
     return pixels_of(sums, opacity, middles, behind)
 
 
@@ -101,29 +111,66 @@ def pixels_of(sums: Tensor, opacity: Tensor, middles: Tensor, behind: Tensor) ->
 
 class _FieldComposite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, raw: Tensor, behind: Tensor, *rest: Any) -> Tensor:
-        *packed, activation, backend = rest
-        packed = [tensor.contiguous() for tensor in (raw, *packed, behind)]
-        n_rays, n = behind.shape[0], raw.shape[0]
-        pixels, first_moments = raw.new_empty(n_rays, 6), raw.new_empty(n_rays)
-        seen, weights = packed[4].new_empty(n_rays), raw.new_zeros(n)
-        made = (pixels, first_moments, seen, weights)
-        settings = (float(activation.blob_scale), float(activation.blob_radius), activation.kind == "trunc_exp")
-        run_kernel(backend, "field_composite_fwd", *packed, *made, n_rays, n, *settings)
-        ctx.save_for_backward(*packed, *made)
-        ctx.settings, ctx.backend = settings, backend
-        return pixels
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        made = field_composite_fwd(*inputs)
+        ctx.save_for_backward(*inputs[:7], *made)
+        ctx.settings = inputs[7:]
+        return made[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        saved, grad_pixels = ctx.saved_tensors, grads[0].contiguous()
-        raw, pixels = saved[0], saved[7]
-        grad_raw = torch.zeros_like(raw)
-        sizes = (pixels.shape[0], raw.shape[0])
-        run_kernel(ctx.backend, "field_composite_bwd", *saved, grad_pixels, grad_raw, *sizes, *ctx.settings)
-        grad_behind = (1.0 - pixels[:, 3:4]) * grad_pixels[:, :3] if ctx.needs_input_grad[1] else None
-        return grad_raw, grad_behind, None, None, None, None, None, None, None
+        arguments = (*ctx.saved_tensors, grads[0], *ctx.settings)
+        return (*field_composite_bwd(*arguments), *[None] * 9)
+
+
+def field_composite_fwd(
+    raw: Tensor,
+    behind: Tensor,
+    points: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    packed_info: Tensor,
+    middles: Tensor,
+    blob_scale: float,
+    blob_radius: float,
+    is_exp: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The pixels [n_rays, 6], and for the backward pass first moments, samples seen [n_rays] and weights [n]."""
+    packed = [of.contiguous() for of in (raw, points, t_starts, t_ends, packed_info, middles, behind)]
+    n_rays, n = behind.shape[0], raw.shape[0]
+    pixels, first_moments = raw.new_empty(n_rays, 6), raw.new_empty(n_rays)
+    seen, weights = packed[4].new_empty(n_rays), raw.new_zeros(n)
+    made = (pixels, first_moments, seen, weights)
+    run_kernel(backend, "field_composite_fwd", *packed, *made, n_rays, n, blob_scale, blob_radius, is_exp)
+    return made
+
+
+def field_composite_bwd(
+    raw: Tensor,
+    behind: Tensor,
+    points: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    packed_info: Tensor,
+    middles: Tensor,
+    pixels: Tensor,
+    first_moments: Tensor,
+    seen: Tensor,
+    weights: Tensor,
+    grad_pixels: Tensor,
+    blob_scale: float,
+    blob_radius: float,
+    is_exp: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """Gradients over `raw` and `behind`."""
+    packed = [of.contiguous() for of in (raw, points, t_starts, t_ends, packed_info, middles, behind)]
+    made, over, grad_raw = (pixels, first_moments, seen, weights), grad_pixels.contiguous(), torch.zeros_like(packed[0])
+    sizes = (behind.shape[0], raw.shape[0])
+    run_kernel(backend, "field_composite_bwd", *packed, *made, over, grad_raw, *sizes, blob_scale, blob_radius, is_exp)
+    return grad_raw, (1.0 - pixels[:, 3:4]) * over[:, :3]
 
 
 def trunc_exp(x: Tensor) -> Tensor:

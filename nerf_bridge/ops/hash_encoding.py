@@ -13,13 +13,14 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from nerf_bridge.errors import UserError
+from nerf_bridge.ops import peers
 from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
 
 MAX_FEATURES = 8
@@ -102,16 +103,22 @@ def hash_encode(points: torch.Tensor, table: torch.Tensor, spec: HashGridSpec, b
             float64 on the backends cpu and torch.
         table: [spec.n_entries, spec.n_features], dtype and device of `points`.
         spec: the grid's shape.
-        backend: "cuda", "cpu" or "torch" (see `resolve_backend`).
+        backend: "cuda", "cpu", "torch" or "tcnn" (see `resolve_backend`).
     Returns:
         [n, n_levels * n_features], level by level.
     Raises:
         ValueError: a shape, dtype or device does not fit.
     """
-    points, table = _checked(points, table, spec, backend)
+    _check(points, table, spec, backend)
+    if backend == "tcnn":
+        return peers.hash_encode(points, table, spec)
     if backend == "torch":
         return hash_encode_torch(points, table, spec)
-    return _Encode.apply(points, table, spec, backend)
+    if torch.compiler.is_compiling():
+        from nerf_bridge.ops.library import KERNELS  # which imports this module
+
+        return KERNELS.hash_encode(points, table, astuple(spec), backend)
+    return _Encode.apply(points.contiguous(), aligned(table), spec, backend)
 
 
 def hash_encode_point_gradient(
@@ -133,10 +140,15 @@ def hash_encode_point_gradient(
     Raises:
         ValueError: a shape, dtype or device does not fit.
     """
-    points, table = _checked(points, table, spec, backend)
+    _check(points, table, spec, backend)
     check_tensor("grad_features", grad_features, (points.shape[0], spec.n_levels * spec.n_features), like=points)
+    if backend != "torch" and torch.compiler.is_compiling():
+        from nerf_bridge.ops.library import KERNELS  # which imports this module
+
+        how = (astuple(spec), backend)
+        return KERNELS.hash_encode_point_gradient(points, table, grad_features, *how)
     if backend != "torch":
-        return _PointGradient.apply(points, table, _aligned(grad_features), spec, backend)
+        return _PointGradient.apply(points.contiguous(), aligned(table), aligned(grad_features), spec, backend)
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         place = points if points.requires_grad else points.detach().requires_grad_()
@@ -163,16 +175,13 @@ def hash_encode_torch(points: torch.Tensor, table: torch.Tensor, spec: HashGridS
     return torch.cat(outputs, dim=1)
 
 
-def _checked(
-    points: torch.Tensor, table: torch.Tensor, spec: HashGridSpec, backend: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _check(points: torch.Tensor, table: torch.Tensor, spec: HashGridSpec, backend: str) -> None:
     check_tensor("points", points, (None, 3))
     check_float("points", points, backend)
     check_tensor("table", table, (spec.n_entries, spec.n_features), like=points)
-    return points.contiguous(), _aligned(table)
 
 
-def _aligned(rows: torch.Tensor) -> torch.Tensor:
+def aligned(rows: torch.Tensor) -> torch.Tensor:
     """`rows`, copied unless contiguous and at a multiple of 16 bytes: the GPU reads it in pieces of 16 bytes."""
     rows = rows.contiguous()
     return rows.clone() if rows.data_ptr() % 16 else rows
@@ -195,12 +204,12 @@ class _Encode(torch.autograd.Function):
     def forward(ctx: Any, points: torch.Tensor, table: torch.Tensor, spec: HashGridSpec, backend: str) -> torch.Tensor:
         ctx.save_for_backward(points, table)
         ctx.spec, ctx.backend = spec, backend
-        return _kernel_fwd(points, None, table, spec, backend)
+        return encode_fwd(points, None, table, spec, backend)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         points, table = ctx.saved_tensors
-        grad_out = _aligned(grads[0])
+        grad_out = aligned(grads[0])
         need_points, need_table = ctx.needs_input_grad[:2]
         grad_points = _PointGradient.apply(points, table, grad_out, ctx.spec, ctx.backend) if need_points else None
         grad_table = _TableGradient.apply(points, grad_out, ctx.spec, ctx.backend) if need_table else None
@@ -216,7 +225,7 @@ class _PointGradient(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(points, table, grad_out)
         ctx.spec, ctx.backend = spec, backend
-        return _kernel_bwd_points(points, None, table, grad_out, spec, backend)
+        return encode_bwd_points(points, None, table, grad_out, spec, backend)
 
     @staticmethod
     @once_differentiable
@@ -225,9 +234,9 @@ class _PointGradient(torch.autograd.Function):
         tangents = grads[0].contiguous()
         need_points, need_table, need_out = ctx.needs_input_grad[:3]
         return (
-            _kernel_bwd_points(points, tangents, table, grad_out, ctx.spec, ctx.backend) if need_points else None,
-            _kernel_bwd_table(points, tangents, grad_out, ctx.spec, ctx.backend) if need_table else None,
-            _kernel_fwd(points, tangents, table, ctx.spec, ctx.backend) if need_out else None,
+            encode_bwd_points(points, tangents, table, grad_out, ctx.spec, ctx.backend) if need_points else None,
+            encode_bwd_table(points, tangents, grad_out, ctx.spec, ctx.backend) if need_table else None,
+            encode_fwd(points, tangents, table, ctx.spec, ctx.backend) if need_out else None,
             None,
             None,
         )
@@ -242,7 +251,7 @@ class _TableGradient(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(points, grad_out)
         ctx.spec, ctx.backend = spec, backend
-        return _kernel_bwd_table(points, None, grad_out, spec, backend)
+        return encode_bwd_table(points, None, grad_out, spec, backend)
 
     @staticmethod
     @once_differentiable
@@ -251,14 +260,14 @@ class _TableGradient(torch.autograd.Function):
         table = grads[0].contiguous()
         need_points, need_out = ctx.needs_input_grad[:2]
         return (
-            _kernel_bwd_points(points, None, table, grad_out, ctx.spec, ctx.backend) if need_points else None,
-            _kernel_fwd(points, None, table, ctx.spec, ctx.backend) if need_out else None,
+            encode_bwd_points(points, None, table, grad_out, ctx.spec, ctx.backend) if need_points else None,
+            encode_fwd(points, None, table, ctx.spec, ctx.backend) if need_out else None,
             None,
             None,
         )
 
 
-def _kernel_fwd(
+def encode_fwd(
     points: torch.Tensor, tangents: torch.Tensor | None, table: torch.Tensor, spec: HashGridSpec, backend: str
 ) -> torch.Tensor:
     """Features [n, L * F], or with tangents [n, 3] their derivatives along them."""
@@ -269,13 +278,13 @@ def _kernel_fwd(
     return out
 
 
-def _kernel_bwd_table(
+def encode_bwd_table(
     points: torch.Tensor, tangents: torch.Tensor | None, grad_out: torch.Tensor, spec: HashGridSpec, backend: str
 ) -> torch.Tensor:
-    """The transpose of `_kernel_fwd` in the table: [n_entries, F] from grad_out [n, L * F]."""
+    """The transpose of `encode_fwd` in the table: [n_entries, F] from grad_out [n, L * F]."""
     sizes = (points.shape[0], spec.n_levels, spec.n_features)
     levels = level_rows(spec, points.device)
-    if backend == "cuda" and torch.are_deterministic_algorithms_enabled():
+    if peers.kernels_of(backend) == "cuda" and torch.are_deterministic_algorithms_enabled():
         scale = _fixed_point_scale(grad_out, tangents, spec)
         sums = torch.zeros(spec.n_entries, spec.n_features, dtype=torch.int64, device=points.device)
         run_kernel(backend, "hash_encode_bwd_table_fixed", points, tangents, grad_out, levels, scale, sums, *sizes)
@@ -285,7 +294,7 @@ def _kernel_bwd_table(
     return grad_table
 
 
-def _kernel_bwd_points(
+def encode_bwd_points(
     points: torch.Tensor,
     tangents: torch.Tensor | None,
     table: torch.Tensor,
@@ -293,7 +302,7 @@ def _kernel_bwd_points(
     spec: HashGridSpec,
     backend: str,
 ) -> torch.Tensor:
-    """Gradient [n, 3] over the points of the sum of `_kernel_fwd` times grad_out [n, L * F]."""
+    """Gradient [n, 3] over the points of the sum of `encode_fwd` times grad_out [n, L * F]."""
     grad_points = torch.empty_like(points)
     sizes = (points.shape[0], spec.n_levels, spec.n_features)
     levels = level_rows(spec, points.device)

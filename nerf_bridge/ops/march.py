@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nerf_bridge.ops import peers
 from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
 
 BRICK = 4  # cells along a side of the bricks that the kernels read
@@ -76,7 +77,7 @@ def march_rays(
         occupied: [R, R, R] bool, indexed x, y, z.
         step_size: length of an interval, positive.
         jitter: [n_rays] offset of a ray's samples in steps, in [0, 1); None: zero.
-        backend: "cuda", "cpu" or "torch".
+        backend: "cuda", "cpu", "torch" or "nerfacc".
         capacity: None: just the samples there are; else the tensors have this many rows, of which
             packed_info names those in use (the rest hold ray 0 and zero length), and rays whose samples find no more
             room lose their last ones: `overflow` tells. The host never waits, so that a CUDA graph can hold it.
@@ -89,6 +90,12 @@ def march_rays(
     _check(rays_o, rays_d, occupied, step_size, jitter, backend)
     if capacity is not None and capacity < 0:
         raise ValueError(f"capacity: expected at least 0, got {capacity}")
+    if torch.compiler.is_compiling() and capacity is not None:
+        from nerf_bridge.ops.library import KERNELS  # which imports this module
+
+        return Samples(*KERNELS.march(rays_o, rays_d, occupied, float(step_size), jitter, backend, capacity))
+    if backend == "nerfacc":
+        return _with_capacity(_march_nerfacc(rays_o, rays_d, occupied, step_size, jitter), capacity)
     if backend == "torch":
         return _with_capacity(march_rays_torch(rays_o, rays_d, occupied, step_size, jitter), capacity)
     n_rays, resolution, step = rays_o.shape[0], occupied.shape[0], float(step_size)
@@ -136,6 +143,16 @@ def march_rays_torch(
     mids = (t_starts + t_ends) * 0.5
     points = rays_o[ray_indices] + mids[:, None] * rays_d[ray_indices]
     return Samples(_pack(counts)[0], ray_indices, t_starts, t_ends, points)
+
+
+def _march_nerfacc(
+    rays_o: torch.Tensor, rays_d: torch.Tensor, occupied: torch.Tensor, step_size: float, jitter: torch.Tensor | None
+) -> Samples:
+    near, far = intersect_box_torch(rays_o, rays_d)
+    first = near if jitter is None else near + jitter * step_size
+    packed_info, ray_indices, t_starts, t_ends = peers.march(rays_o, rays_d, first, far, occupied, step_size)
+    points = rays_o[ray_indices] + ((t_starts + t_ends) * 0.5)[:, None] * rays_d[ray_indices]
+    return Samples(packed_info, ray_indices, t_starts, t_ends, points)
 
 
 def intersect_box_torch(rays_o: torch.Tensor, rays_d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
