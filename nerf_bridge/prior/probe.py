@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nerf_bridge.errors import UserError
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.pack import load_library
 from nerf_bridge.prior.embedded import load_embedded
@@ -45,12 +46,13 @@ class Told:
 class AzimuthProbe:
     """Images [n, 3, s, s] in -1..1 of asymmetric objects, what is true of them, and one fixed noise for all.
 
-    Background is mid grey, distance 3, field of view 40 degrees.
+    Background is mid grey, distance 3, field of view 40 degrees. `nouns`: what each image shows.
     """
 
     images: Tensor
     noise: Tensor
     truth: Told
+    nouns: tuple[str, ...]
 
     @staticmethod
     def build(
@@ -60,10 +62,14 @@ class AzimuthProbe:
         n_images: int = 192,
         seed: int = 17,
     ) -> AzimuthProbe:
-        """Take views of `models` in a random order until `n_images` are found, at most two of a model."""
+        """Take views of `models` in a random order until `n_images` are found, at most two of a model.
+
+        Raises:
+            UserError: no view is asymmetric.
+        """
         generator = torch.Generator().manual_seed(seed)
         images: list[Tensor] = []
-        nouns: list[str] = []
+        shown: list[LibraryModel] = []
         angles: list[tuple[float, float]] = []
         for i in torch.randperm(2 * len(models), generator=generator).tolist():
             model = models[i % len(models)]
@@ -72,14 +78,16 @@ class AzimuthProbe:
             image = _asymmetric_view(model, azimuth, elevation)
             if image is not None and len(images) < n_images:
                 images.append(image)
-                nouns.append(f"{model.article} {model.noun}".strip())
+                shown.append(model)
                 angles.append((azimuth, elevation))
-        text, mask = encoder(nouns)
+        if not shown:
+            raise UserError(f"none of the {len(models)} models looks different enough from other sides for the probe")
+        text, mask = encoder([f"{model.article} {model.noun}".strip() for model in shown])
         azimuths, elevations = torch.tensor(angles, device=device).unbind(-1)
         stacked = torch.stack(images)
         noise = torch.randn(stacked.shape, generator=generator)
         truth = Told(azimuths, elevations, text.to(device), mask.to(device))
-        return AzimuthProbe(stacked.to(device), noise.to(device), truth)
+        return AzimuthProbe(stacked.to(device), noise.to(device), truth, tuple(model.noun for model in shown))
 
     def measure(self, network: UNet) -> dict[str, float]:
         """Error of v at TIME when told the truth, and its relative rise when told something wrong."""
@@ -95,27 +103,31 @@ class AzimuthProbe:
         rises = {f"rise_{name}": self._error(network, told) / right - 1 for name, told in wrong.items()}
         return {"error": right, **rises}
 
-    @torch.no_grad()
     def _error(self, network: UNet, told: Told) -> float:
+        return float(self.errors(network, told, TIME).mean())
+
+    @torch.no_grad()
+    def errors(self, network: UNet, told: Told, time: float) -> Tensor:
+        """Mean squared error of v [n] of each image at `time` when the network is told `told`."""
         parameter = next(network.parameters())
         device, dtype = parameter.device, parameter.dtype
-        t = torch.full((len(self.images),), TIME, device=device)
+        t = torch.full((len(self.images),), time, device=device)
         alpha, sigma = (level[:, None, None, None] for level in schedule(t))
         noised = alpha * self.images + sigma * self.noise
         target = alpha * self.noise - sigma * self.images
         condition = _condition(told, network.config.image_size // 2, dtype)
-        total = 0.0
+        found = []
         for rows in torch.arange(len(self.images), device=device).split(32):
             part = Condition(
                 condition.text[rows], condition.text_mask[rows], condition.camera[rows], condition.rays[rows]
             )
             v = network(noised[rows].to(dtype), t[rows], part).float()
-            total += float(((v - target[rows]) ** 2).mean((1, 2, 3)).sum())
-        return total / len(self.images)
+            found.append(((v - target[rows]) ** 2).mean((1, 2, 3)))
+        return torch.cat(found)
 
 
 def _condition(told: Told, size: int, dtype: torch.dtype) -> Condition:
-    cameras = _cameras(told.azimuth_rad, told.elevation_rad)
+    cameras = probe_cameras(told.azimuth_rad, told.elevation_rad)
     grey = torch.full((len(cameras), 3), 0.5, device=told.text.device)
     known = torch.ones(len(cameras), dtype=torch.bool, device=told.text.device)
     camera = camera_features(
@@ -125,7 +137,8 @@ def _condition(told: Told, size: int, dtype: torch.dtype) -> Condition:
     return Condition(told.text.to(dtype), told.text_mask, camera.to(dtype), rays.to(dtype))
 
 
-def _cameras(azimuth_rad: Tensor, elevation_rad: Tensor) -> Cameras:
+def probe_cameras(azimuth_rad: Tensor, elevation_rad: Tensor) -> Cameras:
+    """The cameras of the probe's images, [n] each."""
     same = torch.ones_like(azimuth_rad)
     return orbit_cameras(azimuth_rad, elevation_rad, 3 * same, math.radians(40) * same)
 
@@ -133,7 +146,7 @@ def _cameras(azimuth_rad: Tensor, elevation_rad: Tensor) -> Cameras:
 def _asymmetric_view(model: LibraryModel, azimuth: float, elevation: float) -> Tensor | None:
     """The view [3, s, s] in -1..1 on grey, or None where the object's outline is much the same from other sides."""
     angles = torch.tensor([azimuth, azimuth + math.pi / 2, azimuth + math.pi])
-    cameras = _cameras(angles, torch.full_like(angles, elevation))
+    cameras = probe_cameras(angles, torch.full_like(angles, elevation))
     layers = torch.from_numpy(
         render_views(
             model.vertices,
@@ -148,8 +161,13 @@ def _asymmetric_view(model: LibraryModel, azimuth: float, elevation: float) -> T
     overlap = max(float((solid[0] & other).sum() / (solid[0] | other).sum().clamp(min=1)) for other in solid[1:])
     if overlap >= LARGEST_OVERLAP or solid[0].float().mean() < 0.05:
         return None
-    x = layers[0].float() / 255
-    return 2 * (x[0:3] + x[3:6] + (1 - x[7:8]) * 0.5) - 1
+    return on_grey(layers[:1])[0]
+
+
+def on_grey(layers: Tensor) -> Tensor:
+    """Images [n, 3, s, s] in -1..1 on mid grey, in the models' own colours, of layers [n, 8, s, s] uint8."""
+    x = layers.float() / 255
+    return 2 * (x[:, 0:3] + x[:, 3:6] + (1 - x[:, 7:8]) * 0.5) - 1
 
 
 def main() -> None:

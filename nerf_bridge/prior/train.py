@@ -9,6 +9,7 @@ CUDA graph, the optimiser another; between them the gradients of all GPUs are av
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -162,9 +163,21 @@ def agreed(value: float) -> float:
 
 
 def train(
-    trainer: Trainer, probe: AzimuthProbe, config: UNetConfig, minutes: float, peak_lr: float, first: bool
-) -> list[dict]:
-    """Train for `minutes`; the number of steps is fixed once the speed is known. Returns the log of the probes."""
+    trainer: Trainer,
+    probe: AzimuthProbe,
+    config: UNetConfig,
+    minutes: float,
+    peak_lr: float,
+    keep: Callable[[UNet, list[dict]], None] | None,
+) -> None:
+    """Train for `minutes`; the number of steps is fixed once the speed is known.
+
+    Args:
+        keep: takes the averaged network and the log so far, PROBES times on the way and at the end; None: nothing.
+
+    Raises:
+        UserError: the time is too short to find out the speed.
+    """
     warm_steps = 150
     torch.cuda.synchronize()
     start = time.perf_counter()
@@ -180,12 +193,13 @@ def train(
     log: list[dict] = []
     for step in range(warm_steps, steps):
         trainer.step(step, learning_rate(step, steps, peak_lr))
-        if first and (step % max(1, steps // PROBES) == 0 or step == steps - 1):
-            figures = probe.measure(trainer.flat.averaged(config).to(torch.bfloat16))
+        if keep and (step % max(1, steps // PROBES) == 0 or step == steps - 1):
+            averaged = trainer.flat.averaged(config)
+            figures = probe.measure(copy.deepcopy(averaged).to(torch.bfloat16))
             log.append({"step": step, "seconds": time.perf_counter() - start, "loss": trainer.loss.item()} | figures)
             logger.info("%s", json.dumps(log[-1]))
+            keep(averaged, log)
     torch.cuda.synchronize()
-    return log
 
 
 def main() -> None:
@@ -193,7 +207,10 @@ def main() -> None:
     parser.add_argument("--library", type=Path, required=True, help="packed models (nerf_bridge.prior.data.pack)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--text-encoder", type=Path, help="folder of the text encoder; default: its package")
-    parser.add_argument("--start-from", type=Path, help="folder of weights to go on from")
+    parser.add_argument(
+        "--start-from", type=Path, help="folder of weights to go on from, with fresh moments and warm-up"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the weights that lie in --out")
     parser.add_argument("--minutes", type=float, default=15.0, help="training time, rendering not counted")
     parser.add_argument("--batch", type=int, default=256, help="images a step on each GPU")
     parser.add_argument("--lr", type=float, default=8e-4, help="peak learning rate")
@@ -213,6 +230,7 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     """Render, train and save."""
+    start, earlier = where_to_start(arguments)
     config = UNetConfig()
     models = [model for model in load_library(arguments.library) if not model.holdout]
     captions = build_caption_table(models, arguments.seed)
@@ -221,17 +239,37 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     views = render_library(models, arguments.views, 1000 * arguments.seed + rank, config.image_size, threads, rank == 0)
     logger.info("rank %d rendered %d views in %.0f s", rank, len(views.layers), time.perf_counter() - began)
     torch.manual_seed(arguments.seed)
-    network = load_weights(arguments.start_from)[0] if arguments.start_from else UNet(config)
+    network = load_weights(start)[0] if start else UNet(config)
     encoder = TextEncoder(arguments.text_encoder or text_encoder_folder(), config.text_length).to("cuda")
     data = prepare(models, captions, views, encoder, torch.device("cuda"))
     probe = AzimuthProbe.build(models, encoder, torch.device("cuda"))
     torch.manual_seed(arguments.seed + 1 + rank)
     trainer = Trainer(channels_last(network.to("cuda")), data, arguments.batch)
-    log = train(trainer, probe, config, arguments.minutes, arguments.lr, rank == 0)
-    if rank == 0:
-        options = {name: getattr(arguments, name) for name in ("batch", "lr", "views", "minutes", "seed")}
-        training = {"log": log, "gpus": world, "models": len(models), **options}
-        save_weights(trainer.flat.averaged(config), arguments.out, training)
+    options = {name: getattr(arguments, name) for name in ("batch", "lr", "views", "minutes", "seed")}
+    training = {"gpus": world, "models": len(models), **options}
+
+    def keep(averaged: UNet, log: list[dict]) -> None:
+        save_weights(averaged, arguments.out, training | {"log": log, "earlier": earlier})
+
+    train(trainer, probe, config, arguments.minutes, arguments.lr, keep if rank == 0 else None)
+
+
+def where_to_start(arguments: argparse.Namespace) -> tuple[Path | None, list[dict]]:
+    """The folder of weights to go on from, if any, and the records of the trainings that made them, oldest first.
+
+    Raises:
+        UserError: both --start-from and --resume are given, or there are no weights.
+    """
+    if arguments.resume and arguments.start_from:
+        raise UserError("--resume goes on from --out: give it or --start-from, not both")
+    folder = arguments.out if arguments.resume else arguments.start_from
+    if folder is None:
+        return None, []
+    try:
+        last = json.loads((folder / "index.json").read_text(encoding="utf-8"))["training"]
+    except (OSError, ValueError, KeyError):
+        raise UserError(f"there are no weights to go on from in {folder}") from None
+    return folder, [*last.get("earlier", []), {name: value for name, value in last.items() if name != "earlier"}]
 
 
 if __name__ == "__main__":

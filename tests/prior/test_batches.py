@@ -1,9 +1,11 @@
 """Training batches and flaws, drawn on the CPU from a few primitives."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from nerf_bridge.prior.batches import TrainingData, draw_batch, prepare
+from nerf_bridge.prior.batches import PAIR_REPEATS, TrainingData, draw_batch, draw_repeats, prepare
 from nerf_bridge.prior.data.captions import build_caption_table
 from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.degrade import FLAWS, degrade
@@ -29,6 +31,15 @@ def test_batches_have_images_in_range_and_conditions_of_the_right_shapes(data: T
     assert batch.condition.text.shape == (16, 40, 384)
     assert batch.condition.rays.shape == (16, 6, 32, 32)
     assert float(batch.images.std()) > 0.1
+
+
+def test_pairs_of_solids_are_drawn_less_than_things_with_one_model() -> None:
+    solids = build_primitives(0, n_single=19, n_pairs=3)  # cube twice, the others once
+    thing = replace(solids[1], noun="teapot", category="Kitchen")
+    repeats = dict(zip([m.name for m in solids], draw_repeats([*solids, thing])[:-1], strict=True))
+    assert draw_repeats([*solids, thing])[-1] == 8
+    assert {repeats[m.name] for m in solids[19:]} == {PAIR_REPEATS} and PAIR_REPEATS <= 2
+    assert repeats[solids[0].name] == repeats[solids[18].name] == 6  # 8 / sqrt(2)
 
 
 def test_text_and_camera_are_dropped_now_and_then(data: TrainingData) -> None:

@@ -42,8 +42,11 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no packed library"):
         load_library(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
-    with pytest.raises(UserError, match="not a packed library"):
-        load_library(tmp_path / "other.npz")
+    (tmp_path / "words.npz").write_text("no archive")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:100])
+    for name in ("other.npz", "words.npz", "cut.npz"):
+        with pytest.raises(UserError, match="not a packed library"):
+            load_library(tmp_path / name)
 
 
 def test_command_packs_a_folder(tmp_path):

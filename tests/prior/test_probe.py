@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from nerf_bridge.errors import UserError
 from nerf_bridge.prior import probe
 from nerf_bridge.prior.data.pack import pack_library
 from nerf_bridge.prior.data.primitives import build_primitives
@@ -70,6 +71,12 @@ def test_its_objects_look_different_from_other_sides(measured):
 def test_a_ball_is_never_taken(encoder):
     model = next(m for m in build_primitives(0, n_single=30, n_pairs=0) if m.noun == "ball")
     assert all(probe._asymmetric_view(model, azimuth, 0.2) is None for azimuth in (0.0, 1.0, 4.0))
+
+
+def test_things_that_look_the_same_from_everywhere_are_refused(encoder):
+    balls = [m for m in build_primitives(0, n_single=30, n_pairs=0) if m.noun == "ball"]
+    with pytest.raises(UserError, match="none of the 2 models looks different enough"):
+        AzimuthProbe.build(balls, encoder, CPU)
 
 
 def test_the_same_seed_takes_the_same_views(models, encoder, measured):

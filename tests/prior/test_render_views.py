@@ -97,6 +97,22 @@ def test_relative_luminance_of_the_tintable_part() -> None:
     assert abs(black[6, 32, 32] - 255 * shade) <= 1 and not black[:6].any()
 
 
+def test_a_small_bright_spot_does_not_darken_every_tint() -> None:
+    """What a twentieth of the tintable area exceeds counts as white; a spot that is not tintable not at all."""
+    vertices, spot = box((0, 0, 0), 0.3), box((0, -0.3, 0.2), 0.04)
+    faces = np.concatenate([BOX_FACES, BOX_FACES + 8]).astype(np.int32)
+    colors = np.repeat(np.array([[100, 100, 100], [250, 250, 250]], np.uint8), 12, axis=0)
+    view = cameras((0.0, 0.0))
+    shade = 0.775 + 0.225 * 0.5 / math.sqrt(0.98)
+    for tintable in (np.ones(24, np.uint8), np.repeat(np.array([1, 0], np.uint8), 12)):
+        arguments = (colors, tintable, view.c2w.numpy(), view.fovy_rad.numpy())
+        image = render_views(np.concatenate([vertices, spot]), faces, *arguments)[0]
+        assert abs(image[6, 36, 32] - 255 * shade) <= 1
+    large = np.concatenate([vertices, box((0, -0.3, 0.2), 0.2)])
+    image = render_views(large, faces, colors, np.ones(24, np.uint8), view.c2w.numpy(), view.fovy_rad.numpy())[0]
+    assert abs(image[6, 38, 32] - 255 * shade * 0.4) <= 2
+
+
 def test_equals_the_plain_renderer() -> None:
     view = cameras((20.0, 35.0), (205.0, -10.0))
     vertices, faces, colors, _ = scene()

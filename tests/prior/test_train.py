@@ -4,16 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
+from nerf_bridge.errors import UserError
+from nerf_bridge.prior import embedded
 from nerf_bridge.prior.data.pack import pack_library
 from nerf_bridge.prior.data.primitives import build_primitives
-from nerf_bridge.prior.embedded import load_weights
-from nerf_bridge.prior.train import FlatParameters, draw_times, learning_rate
+from nerf_bridge.prior.embedded import load_weights, save_weights
+from nerf_bridge.prior.train import FlatParameters, draw_times, learning_rate, where_to_start
 from nerf_bridge.prior.unet import Condition, UNet, UNetConfig
 
 TINY = UNetConfig(image_size=16, channels=(64, 64), blocks=1, embedding=64, text_length=4)
@@ -67,6 +70,42 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert all(later <= earlier for earlier, later in pairwise(rates[400:]))
 
 
+def arguments(out: Path, start_from: Path | None = None, resume: bool = False) -> Namespace:
+    return Namespace(out=out, start_from=start_from, resume=resume)
+
+
+def test_going_on_takes_the_weights_and_the_record_of_how_they_came(tmp_path: Path) -> None:
+    assert where_to_start(arguments(tmp_path)) == (None, [])
+    save_weights(UNet(TINY), tmp_path / "w", {"seed": 1, "log": [{"step": 5}], "earlier": [{"seed": 0}]})
+    expected = (tmp_path / "w", [{"seed": 0}, {"seed": 1, "log": [{"step": 5}]}])
+    assert where_to_start(arguments(tmp_path / "w", resume=True)) == expected
+    assert where_to_start(arguments(tmp_path / "new", start_from=tmp_path / "w")) == expected
+    with pytest.raises(UserError, match="not both"):
+        where_to_start(arguments(tmp_path / "w", tmp_path / "w", resume=True))
+    with pytest.raises(UserError, match="no weights to go on from"):
+        where_to_start(arguments(tmp_path / "new", resume=True))
+
+
+def test_a_kill_while_weights_are_written_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    save_weights(UNet(TINY), tmp_path, {})
+    before = {name: value.clone() for name, value in load_weights(tmp_path)[0].state_dict().items()}
+    real, written = embedded.save_file, []
+
+    def killed(shard: dict, path: Path) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        real(shard, path)
+
+    monkeypatch.setattr(embedded, "save_file", killed)
+    monkeypatch.setattr(embedded, "LARGEST_SHARD_BYTES", 2**16 + 2**17)
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(UNet(TINY), tmp_path, {})
+    after = load_weights(tmp_path)[0].state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
 @pytest.mark.cuda
 def test_a_short_training_runs_and_saves_weights(tmp_path: Path) -> None:
     library = tmp_path / "library.npz"
@@ -78,3 +117,6 @@ def test_a_short_training_runs_and_saves_weights(tmp_path: Path) -> None:
     assert all(bool(torch.isfinite(p).all()) for p in network.parameters())
     log = json.loads((tmp_path / "w" / "index.json").read_text())["training"]["log"]
     assert log[-1]["loss"] < 0.5
+    subprocess.run([*command, "--resume"], check=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"})
+    again = json.loads((tmp_path / "w" / "index.json").read_text())["training"]
+    assert again["earlier"][0]["log"] == log and again["log"][-1]["loss"] < 1.2 * log[-1]["loss"]

@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,10 +75,13 @@ def load_library(path: Path) -> list[LibraryModel]:
     """
     if not Path(path).is_file():
         raise UserError(f"no packed library at {path}: build it with python -m nerf_bridge.prior.data.pack")
-    with np.load(path, allow_pickle=False) as archive:
-        if "format" not in archive or int(archive["format"][0]) != FORMAT_VERSION:
-            raise UserError(f"{path} is not a packed library of format {FORMAT_VERSION}: build it again")
-        arrays = {name: archive[name] for name in archive.files}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile):  # whatever numpy makes of another file
+        arrays = {}
+    if "format" not in arrays or int(arrays["format"][0]) != FORMAT_VERSION:
+        raise UserError(f"{path} is not a packed library of format {FORMAT_VERSION}: build it again")
     about = json.loads(arrays["about"].tobytes().decode())
     vertices = _sums(_join_bytes(arrays["vertices"]))
     faces = _sums(_join_bytes(arrays["faces"])).astype(np.int32)
