@@ -12,7 +12,7 @@ constexpr int MOST_OUTPUTS = 8;
 template <class T>
 struct Wide {  // 64 bytes of numbers
   static constexpr int N = 64 / int(sizeof(T));
-  typedef T Vector __attribute__((vector_size(64), aligned(16)));
+  typedef T Vector __attribute__((vector_size(64)));
 };
 
 template <class T, int W>
