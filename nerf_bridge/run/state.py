@@ -24,16 +24,19 @@ class Progress:
     empty: EmptyGuard = field(default_factory=EmptyGuard)
 
 
-def build_optimiser(scene: Scene, config: GenerateConfig) -> torch.optim.Adam:
-    """Adam with one group for the hash grid and one for the decoder and the environment.
+def build_optimiser(scene: Scene, config: GenerateConfig) -> torch.optim.AdamW:
+    """AdamW with one group for the hash grid and one for the decoder and the environment.
 
-    eps is far above the usual 1e-15: where guidance and render agree, what is left of the gradient is far below it,
-    and Adam would turn that into full steps.
+    eps is by default far above the usual 1e-15: where guidance and render agree, what is left of the gradient is far
+    below it, and Adam would turn that into full steps.
     """
     grid = [scene.field.table]
     rest = [p for p in scene.field.parameters() if p is not scene.field.table] + list(scene.environment.parameters())
     groups = [{"params": grid, "lr": config.optim.lr_grid}, {"params": rest, "lr": config.optim.lr_decoder}]
-    return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-6, fused=True)
+    settings = config.optim
+    return torch.optim.AdamW(
+        groups, betas=(0.9, 0.99), eps=settings.eps, weight_decay=settings.weight_decay, fused=True
+    )
 
 
 def scene_tensors(scene: Scene, optimiser: torch.optim.Adam) -> dict[str, Tensor]:
