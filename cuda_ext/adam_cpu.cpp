@@ -17,9 +17,9 @@ int update(const T* gradients, T* values, T* means, T* squares, int64_t n, const
 
 // gradients, values, means, squares [n].
 #define NB_ADAM(T, SUFFIX)                                                                                                   \
-  NB_EXPORT int adam_##SUFFIX(const T* gradients, T* values, T* means, T* squares, int64_t n, double rate, double root,      \
-                              double beta1, double beta2, double eps, int64_t skip, int64_t n_threads) {                     \
-    const AdamStep<T> step = {T(rate), T(root), T(beta1), T(beta2), T(eps), skip != 0};                                      \
+  NB_EXPORT int adam_##SUFFIX(const T* gradients, T* values, T* means, T* squares, int64_t n, double rate, double root,                   \
+                              double keep, double beta1, double beta2, double eps, int64_t skip, int64_t n_threads) {        \
+    const AdamStep<T> step = {T(rate), T(root), T(keep), T(beta1), T(beta2), T(eps), skip != 0};                             \
     return update<T>(gradients, values, means, squares, n, step, int(n_threads));                                            \
   }
 

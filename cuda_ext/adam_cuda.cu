@@ -30,9 +30,9 @@ __global__ void update(const float* __restrict__ gradients, float* values, float
 
 // Shapes as in adam_cpu.cpp; all four at multiples of 16 bytes.
 NB_EXPORT int adam_f32(const float* gradients, float* values, float* means, float* squares, int64_t n, double rate, double root,
-                       double beta1, double beta2, double eps, int64_t skip, cudaStream_t stream) {
+                       double keep, double beta1, double beta2, double eps, int64_t skip, cudaStream_t stream) {
   if (n == 0) return NB_OK;
-  const AdamStep<float> step = {float(rate), float(root), float(beta1), float(beta2), float(eps), skip != 0};
+  const AdamStep<float> step = {float(rate), float(root), float(keep), float(beta1), float(beta2), float(eps), skip != 0};
   update<<<blocks_for((n + 3) / 4), THREADS, 0, stream>>>(gradients, values, means, squares, n, step);
   return launched();
 }

@@ -166,6 +166,24 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def priors(arguments: argparse.Namespace) -> int:
+    """`priors list|pull|verify [ALIAS ...]`: the models, their licences, and whether what is here is sound."""
+    from nerf_bridge.prior.catalogue.commands import list_models, pull_models, verify_models
+
+    action, *names = arguments.words
+    actions = {"list": list_models, "pull": pull_models, "verify": verify_models}
+    if action not in actions:
+        known = ", ".join(actions)
+        arguments.problems.append(f"priors: unknown action {action!r} (known: {known}){suggestion(action, actions)}")
+    if arguments.problems:
+        raise UserError("\n".join(arguments.problems))
+    if action == "pull":
+        _say(pull_models(names, arguments.to, arguments.non_commercial))
+    else:
+        _say(list_models() if action == "list" else verify_models(names))
+    return 0
+
+
 def doctor(arguments: argparse.Namespace) -> int:
     """`doctor`: what this machine can do."""
     if arguments.problems:
@@ -251,6 +269,14 @@ def _add_evaluate(parser: Parser) -> None:
     parser.set_defaults(run=evaluate)
 
 
+def _add_priors(parser: Parser) -> None:
+    says = "list; pull ALIAS ...; verify [ALIAS ...] (default: all that were pulled)"
+    parser.add_argument("words", metavar="ACTION", nargs="+", help=says)
+    parser.add_argument("--to", metavar="DIR", type=Path, help="pull: a folder to put the model in, to carry elsewhere")
+    parser.add_argument("--non-commercial", action="store_true", help="pull: take a licence without commercial use")
+    parser.set_defaults(run=priors)
+
+
 def _add_doctor(parser: Parser) -> None:
     parser.set_defaults(run=doctor)
 
@@ -267,6 +293,7 @@ _COMMANDS: tuple[tuple[str, str, str, Callable[[Parser], None]], ...] = (
         "measure beside the true shapes: table, JSON, sheet",
         _add_evaluate,
     ),
+    ("priors", "list|pull|verify [ALIAS ...]", "list, fetch and check the models, with their licences", _add_priors),
     ("doctor", "[options]", "tell what this machine can do, and how to mend what it cannot", _add_doctor),
 )
 

@@ -38,6 +38,20 @@ class Section(BaseModel):
         return None if optional and isinstance(value, str) and value.strip().lower() == "none" else value
 
 
+class ModelConfig(Section):
+    """The network of a prior other than embedded: precision, size, LoRAs, and whether the hub may be asked."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="what the network computes in; auto: half precision on a GPU, float32 on a CPU"
+    )
+    image_size: int | None = Field(
+        None, ge=16, le=2048, description="pixels along a side that the prior sees; none: what it was trained at"
+    )
+    loras: str | None = Field(None, description="LoRA files, FILE or FILE:SCALE, separated by commas (safetensors)")
+    non_commercial: bool = Field(False, description="use a model whose licence forbids commercial use")
+    offline: bool = Field(False, description="never ask the hub: use only what is on the disk")
+
+
 class FieldConfig(Section):
     """The multiresolution hash-grid field (Mueller et al. 2022) in the box [-1, 1]^3."""
 
@@ -82,8 +96,8 @@ class CameraConfig(Section):
     views: int = Field(4, ge=1, le=64, description="views rendered at every step, stratified in azimuth")
     elevation_min_deg: float = Field(-10.0, ge=-89, le=89, description="lowest elevation above the horizon")
     elevation_max_deg: float = Field(45.0, ge=-89, le=89, description="highest elevation above the horizon")
-    distance_min: float = Field(2.8, gt=1, le=10, description="nearest distance from the centre")
-    distance_max: float = Field(3.2, gt=1, le=10, description="farthest distance from the centre")
+    distance_min: float = Field(2.8, ge=1, le=10, description="nearest distance from the centre")
+    distance_max: float = Field(3.2, ge=1, le=10, description="farthest distance from the centre")
     fovy_min_deg: float = Field(40.0, gt=1, lt=170, description="narrowest vertical field of view")
     fovy_max_deg: float = Field(40.0, gt=1, lt=170, description="widest vertical field of view")
 
@@ -104,6 +118,12 @@ class RenderConfig(Section):
 
     size: int = Field(64, ge=16, le=1024, description="pixels along a side of a training view")
     samples_across: int = Field(64, ge=16, le=1024, description="marching steps across the box's side")
+    early_size: int | None = Field(
+        None, ge=16, le=1024, description="pixels along a side in the early part of the run; none: size all along"
+    )
+    early_until: float = Field(
+        0.2, ge=0, le=1, description="fraction of the steps at which early_size gives way to size"
+    )
     background: Literal["random", "white", "grey", "learned"] = Field("random", description="what is behind the object")
     shading: Literal["albedo", "lambertian", "textureless", "mixed"] = Field(
         "albedo", description="light on the object; mixed draws one of the three at each step"
@@ -118,9 +138,16 @@ class GuidanceConfig(Section):
     bridge_scale: float = Field(2.0, ge=0, le=1000, description="factor k of stage two of the bridge")
     bridge_from: float = Field(0.8, ge=0, le=1, description="fraction of the steps after which stage two starts")
     weighting: Literal["sigma2", "one"] = Field("sigma2", description="w(t): sigma^2 / (alpha^2 + sigma^2), or 1")
+    bridge_weighting: Literal["same", "sigma2", "one"] = Field("same", description="w(t) in stage two of the bridge")
     t_min: float = Field(0.05, ge=0, lt=1, description="least noise time")
     t_max_start: float = Field(0.95, gt=0, le=1, description="most noise time at the first step")
     t_max_end: float = Field(0.5, gt=0, le=1, description="most noise time at the last step")
+    t_max_from: float = Field(
+        0.0, ge=0, le=1, description="fraction of the steps at which the most noise time starts to fall"
+    )
+    t_max_until: float = Field(
+        1.0, ge=0, le=1, description="fraction at which it is t_max_end; at t_max_from: it jumps"
+    )
     target_words: str = Field(
         "detailed high resolution, high quality, sharp", description="added to the prompt: what to reach"
     )
@@ -136,11 +163,22 @@ class GuidanceConfig(Section):
         "auto",
         description="say the view in words (front, side, back, overhead); auto: only for priors that know no camera",
     )
+    perp_neg: bool = Field(
+        False, description="push away from the wrong views' words, at right angles to the right one's (Perp-Neg)"
+    )
+    debias: str | None = Field(
+        None, description="language model that leaves out words which speak against a view: bert, or a folder"
+    )
+    debias_words: str | None = Field(
+        None, description="words that debias may leave out, separated by commas; none: all of the prompt"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> GuidanceConfig:
         if self.t_min >= min(self.t_max_start, self.t_max_end):
             raise ValueError("t_min must be below t_max_start and t_max_end")
+        if self.t_max_from > self.t_max_until:
+            raise ValueError(f"t_max_from ({self.t_max_from}) is above t_max_until ({self.t_max_until})")
         return self
 
 
@@ -150,12 +188,22 @@ class OptimConfig(Section):
     lr_grid: float = Field(0.02, gt=0, le=1, description="learning rate of the hash grid")
     lr_decoder: float = Field(0.005, gt=0, le=1, description="learning rate of the decoder and the background")
     lr_final: float = Field(0.2, gt=0, le=1, description="fraction of the learning rate left at the last step")
+    eps: float = Field(1e-6, gt=0, le=1, description="what Adam adds to the root of the second moment")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay (AdamW)")
+    ramp_from: float = Field(0.5, ge=0, le=1, description="fraction of the steps at which ramped weights start to rise")
+    ramp_until: float = Field(1.0, ge=0, le=1, description="fraction at which they are whole; at ramp_from: they jump")
     weight_opacity: float = Field(0.001, ge=0, le=1e4, description="weight of the opacity (sparsity)")
     weight_entropy: float = Field(0.002, ge=0, le=1e4, description="weight of the opacity entropy, ramped up")
     weight_thickness: float = Field(
         3.0, ge=0, le=1e4, description="weight of the depth's variance along each ray, ramped up: sharp surfaces"
     )
     weight_smooth: float = Field(0.0, ge=0, le=1e4, description="weight of the density's smoothness between neighbours")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> OptimConfig:
+        if self.ramp_from > self.ramp_until:
+            raise ValueError(f"ramp_from ({self.ramp_from}) is above ramp_until ({self.ramp_until})")
+        return self
 
 
 class MeshConfig(Section):
@@ -198,7 +246,9 @@ class GenerateConfig(Section):
 
     prompt: str = Field(description="what to make")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of every random draw")
-    prior: str = Field("embedded", description="the diffusion prior; at present only embedded")
+    prior: str = Field(
+        "embedded", description="the diffusion prior: embedded, an alias of `nerf-bridge priors list`, or a folder"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run")
     backend: Literal["auto", "cuda", "cpu", "torch", "nerfacc", "tcnn"] = Field(
         "auto", description="whose kernels to use; nerfacc and tcnn must be installed"
@@ -206,6 +256,7 @@ class GenerateConfig(Section):
     steps: int = Field(300, ge=1, le=1_000_000, description="optimisation steps")
     checkpoint_every: int = Field(50, ge=1, le=1_000_000, description="steps between two checkpoints")
     preview_every: int = Field(50, ge=1, le=1_000_000, description="steps between two preview pictures")
+    model: ModelConfig = ModelConfig()
     field: FieldConfig = FieldConfig()
     occupancy: OccupancyConfig = OccupancyConfig()
     camera: CameraConfig = CameraConfig()

@@ -57,7 +57,7 @@ def make_image(config: ImageConfig, out: Path | None = None, prior: Prior | None
     if prior is None:
         check_prior_name(config.prior)
     _check_writable(path)
-    prior = prior or load_prior(config.prior, device)
+    prior = prior or load_prior(config.prior, device, config.model)
     image = optimise_image(config, prior, device)
     picture = image.repeat_interleave(config.upscale, dim=1).repeat_interleave(config.upscale, dim=2)
     try:
@@ -76,10 +76,13 @@ def optimise_image(config: ImageConfig, prior: Prior, device: torch.device) -> T
     Raises:
         RunError: x is no longer finite.
     """
-    condition = view_condition(config.view, device) if prior.knows_cameras else None
+    one_view = prior.knows_cameras and prior.view_group == 1  # others take a single image as one without a camera
+    condition = view_condition(config.view, device) if one_view else None
     words = encode_words(prior, config.prompt, config.guidance, views_known=condition is not None)
-    x = _start(config.seed, prior, device).requires_grad_()
-    optimiser = torch.optim.Adam([x], lr=config.lr, betas=(0.9, 0.99))
+    x = _start(config, prior, device).requires_grad_()
+    optimiser = torch.optim.AdamW(
+        [x], lr=config.lr, betas=(0.9, 0.99), eps=config.eps, weight_decay=config.weight_decay
+    )
     for step in tqdm(range(config.steps), "picturing", unit="step"):
         x.grad = image_gradient(config, prior, words, condition, x.detach(), step)
         optimiser.step()
@@ -94,7 +97,7 @@ def image_gradient(
 ) -> Tensor:
     """The guidance gradient of x [1, c, h, w] at `step`: a function of x and the step alone."""
     guidance = config.guidance
-    t_max = t_max_at(step, config.steps, guidance.t_max_start, guidance.t_max_end)
+    t_max = t_max_at(step, config.steps, guidance)
     t = draw_times(config.seed, step, 1, guidance.t_min, t_max).to(x.device)
     noise = draw_noise(config.seed, step, tuple(x.shape)).to(x)
     stage = stage_at(step, config.steps, guidance.bridge_from)
@@ -111,12 +114,12 @@ def view_condition(view: str, device: torch.device) -> ViewCondition | None:
     return ViewCondition(cameras.to(device), torch.ones(1, 3, device=device))
 
 
-def _start(seed: int, prior: Prior, device: torch.device) -> Tensor:
+def _start(config: ImageConfig, prior: Prior, device: torch.device) -> Tensor:
     grey = torch.full((1, 3, prior.image_size, prior.image_size), 0.5, device=device)
     with torch.no_grad():
         x = prior.encode_image(grey)
-    noise = torch.randn(x.shape, generator=step_generator(seed, 0, "image"))
-    return x + START_STD * noise.to(x)
+    noise = torch.randn(x.shape, generator=step_generator(config.seed, 0, "image")).to(x)
+    return noise if config.start == "noise" else x + START_STD * noise
 
 
 def _check_writable(path: Path) -> None:

@@ -26,6 +26,8 @@ from nerf_bridge.guidance import (
     draw_noise,
     draw_times,
     guidance_gradient,
+    ramp_at,
+    size_at,
     stage_at,
     step_generator,
     t_max_at,
@@ -48,6 +50,7 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY = 10
 PREVIEW_SIZE = 128
+REFERENCE_PIXELS = 64 * 64
 EMPTY_PATIENCE = 50  # steps that a scene may stay empty
 
 
@@ -104,10 +107,11 @@ def training_step(
     step, seed = progress.step, config.seed
     if step % config.occupancy.every == 0:
         update_occupancy(scene, config, step)
-    rendering, condition = render_views(scene, config, step)
+    rendering, condition = render_views(scene, config, step, prior.view_group)
     x = prior.encode_image(rendering.color.permute(0, 3, 1, 2))
-    t_max = t_max_at(step, config.steps, config.guidance.t_max_start, config.guidance.t_max_end)
-    t = draw_times(seed, step, len(x), config.guidance.t_min, t_max).to(scene.device)
+    t_max = t_max_at(step, config.steps, config.guidance)
+    times = draw_times(seed, step, len(x) // prior.view_group, config.guidance.t_min, t_max)
+    t = times.repeat_interleave(prior.view_group).to(scene.device)
     noise = draw_noise(seed, step, tuple(x.shape)).to(scene.device)
     stage = stage_at(step, config.steps, config.guidance.bridge_from)
     grad_x = guidance_gradient(prior, x.detach(), t, noise, words, condition, config.guidance, stage)
@@ -130,17 +134,20 @@ def update_occupancy(scene: Scene, config: GenerateConfig, step: int) -> None:
     scene.occupancy.update(scene.field, scene.step_size, settings.decay, settings.threshold, draws)
 
 
-def render_views(scene: Scene, config: GenerateConfig, step: int) -> tuple[Rendering, ViewCondition]:
-    """The views of a step, and what the prior is told of them."""
-    cameras = sample_cameras(config.camera, step_generator(config.seed, step, "cameras")).to(scene.device)
-    background, told = backgrounds(scene, config, cameras, step)
-    n_rays = len(cameras) * config.render.size**2
+def render_views(
+    scene: Scene, config: GenerateConfig, step: int, view_group: int = 1
+) -> tuple[Rendering, ViewCondition]:
+    """The views of a step, in groups as the prior wants them, and what the prior is told of them."""
+    size = size_at(step, config.steps, config.render)
+    cameras = sample_cameras(config.camera, step_generator(config.seed, step, "cameras"), view_group).to(scene.device)
+    background, told = backgrounds(scene, config, cameras, size, step)
+    n_rays = len(cameras) * size**2
     jitter = torch.rand(n_rays, generator=step_generator(config.seed, step, "jitter")).to(scene.device)
     rendering = render(
         scene.field,
         scene.occupancy.occupied,
         cameras,
-        config.render.size,
+        size,
         background,
         scene.step_size,
         scene.backend,
@@ -151,9 +158,9 @@ def render_views(scene: Scene, config: GenerateConfig, step: int) -> tuple[Rende
     return rendering, ViewCondition(cameras, told)
 
 
-def backgrounds(scene: Scene, config: GenerateConfig, cameras: Cameras, step: int) -> tuple[Tensor, Tensor]:
+def backgrounds(scene: Scene, config: GenerateConfig, cameras: Cameras, size: int, step: int) -> tuple[Tensor, Tensor]:
     """What is behind the views, [b, 3] or [b, h, w, 3], and the colour [b, 3] that the prior is told of it."""
-    kind, size = config.render.background, config.render.size
+    kind = config.render.background
     if kind != "learned":
         solid = solid_backgrounds(kind, len(cameras), step_generator(config.seed, step, "background")).to(scene.device)
         return solid, solid
@@ -163,16 +170,18 @@ def backgrounds(scene: Scene, config: GenerateConfig, cameras: Cameras, step: in
 
 def regularisers(scene: Scene, rendering: Rendering, config: GenerateConfig, step: int) -> Tensor:
     """Sparsity, opacity entropy and thickness of the surfaces (z-variance, Zhu et al. 2023, HiFA), the last two ramped
-    up over the second half of the run: earlier they would freeze or starve thin parts.
+    up, by default over the second half of the run: earlier they would freeze or starve thin parts.
 
-    Summed over the pixels of a view and averaged over the views, as the guidance is.
+    Summed over the pixels of a view and averaged over the views, as the guidance is; a view counts as one of 64 x 64
+    pixels whatever its size, so that the weights mean the same when the size changes.
     """
-    settings, ramp = config.optim, max(0.0, 2 * step / config.steps - 1)
+    settings = config.optim
+    ramp = ramp_at(step, config.steps, settings.ramp_from, settings.ramp_until)
     opacity = rendering.opacity.clamp(1e-4, 1 - 1e-4)
     entropy = -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log())
     a_pixel = settings.weight_opacity * opacity
     a_pixel = a_pixel + ramp * (settings.weight_entropy * entropy + settings.weight_thickness * rendering.thickness)
-    total = a_pixel.sum() / len(opacity)
+    total = a_pixel.sum() * (REFERENCE_PIXELS / opacity.numel())
     if settings.weight_smooth:
         total = total + settings.weight_smooth * roughness(scene, config, step)
     return total

@@ -89,7 +89,7 @@ def layered_settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], lis
     settings: dict[str, Any] = {}
     try:
         if arguments.config is not None:
-            settings = nested(load_yaml(_config_file(arguments.config)))
+            settings = nested(load_yaml(_config_file(arguments.config, arguments.command)))
     except UserError as error:
         problems.append(str(error))
     return merged(settings, nested(given_settings(arguments))), problems
@@ -106,10 +106,12 @@ def checked(build: Callable[[dict], Config], settings: dict[str, Any], problems:
     return config
 
 
-def _config_file(name: str) -> Path:
+def _config_file(name: str, command: str) -> Path:
     if Path(name).exists():
         return Path(name)
     if name in presets():
+        if name.endswith("-2d") and command != "image":
+            raise UserError(f"the preset {name} is for the command `image`; for {command}: {name[:-2]}3d")
         return config_path(f"{name}.yaml")
     raise UserError(f"no settings at {name!r}: expected a YAML file or a preset ({', '.join(presets())})")
 

@@ -22,6 +22,7 @@ from nerf_bridge.config import GenerateConfig, build_config
 from nerf_bridge.device import resolve_device
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.guidance import encode_words
+from nerf_bridge.guidance.debias import prompts_by_view
 from nerf_bridge.mesh.export import MeshStatistics, export_mesh
 from nerf_bridge.mesh.gltf import load_textured_mesh
 from nerf_bridge.mesh.refine_texture import Guide, refine_texture
@@ -51,7 +52,7 @@ from nerf_bridge.scene.scene import Scene, build_scene
 logger = logging.getLogger(__name__)
 
 TURNTABLE_FRAMES, TURNTABLE_SIZE = 48, 320
-VERSIONED = ("nerf-bridge", "torch", "numpy", "transformers", "trimesh", "xatlas", "pydantic")
+VERSIONED = ("nerf-bridge", "torch", "numpy", "transformers", "diffusers", "trimesh", "xatlas", "pydantic")
 
 
 def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | None = None) -> RunDirectory:
@@ -97,8 +98,10 @@ def story(
     write_record(run, record)
     log.append("start", "prior", 0, config.steps)
     with timed(run, record, "prior"):
-        prior = prior or load_prior(config.prior, device)
-        words = encode_words(prior, config.prompt, config.guidance)
+        prior = prior or load_prior(config.prior, device, config.model)
+        check_views(config, prior)
+        view_prompts = prompts_by_view(config.prompt, config.guidance, config.model.offline)
+        words = encode_words(prior, config.prompt, config.guidance, view_prompts=view_prompts)
     record["prior"] = asdict(prior.info())
     scene = build_scene(config, backend, device)
     with timed(run, record, "optimise"):
@@ -114,6 +117,15 @@ def story(
         write_report(run, config, record, run.list_previews())
     write_record(run, record | {"state": "done"})
     log.append("done", "report", config.steps, config.steps)
+
+
+def check_views(config: GenerateConfig, prior: Prior) -> None:
+    """Raise UserError unless the views of a step make whole groups for the prior."""
+    if config.camera.views % prior.view_group:
+        raise UserError(
+            f"camera.views: prior {prior.name} takes {prior.view_group} views at a time, got {config.camera.views}; "
+            f"use a multiple of {prior.view_group}"
+        )
 
 
 def export(

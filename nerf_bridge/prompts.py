@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,19 +32,24 @@ class GuidanceWords:
     null: str = ""
 
 
-def compose_words(prompt: str, settings: GuidanceConfig, by_view: bool) -> GuidanceWords:
+def compose_words(
+    prompt: str, settings: GuidanceConfig, by_view: bool, view_prompts: Sequence[str] | None = None
+) -> GuidanceWords:
     """All prompts that guidance needs for `prompt`.
 
     Args:
         prompt: what to make.
         settings: gives target, source and negative words.
         by_view: whether to word each prompt for the front, the side, the back and from overhead.
+        view_prompts: the prompt to use for each of VIEWS; None: `prompt` for all.
 
     Raises:
         ValueError: the prompt is blank or too long.
     """
     check_prompt(prompt)
-    text = tuple(add_words(prompt, view) for view in VIEWS) if by_view else (add_words(prompt, ""),)
+    own = view_prompts or (prompt,) * len(VIEWS)
+    by_views = tuple(add_words(words, view) for words, view in zip(own, VIEWS, strict=True))
+    text = by_views if by_view else (add_words(prompt, ""),)
     return GuidanceWords(
         text=text,
         target=tuple(add_words(line, settings.target_words) for line in text),
@@ -78,6 +84,26 @@ def view_weights(azimuth_rad: Tensor, elevation_rad: Tensor) -> Tensor:
     overhead = _smoothstep(elevation_rad, _OVERHEAD_RAD)
     around = torch.stack([front, 1 - front - back, back], dim=1) * (1 - overhead)[:, None]
     return torch.cat([around, overhead[:, None]], dim=1)
+
+
+def negative_view_weights(views: Tensor) -> Tensor:
+    """How strongly the front and the side view are pushed away from at each camera: [b, 2], at least 0.
+
+    The decays of Perp-Neg's text-to-3D (Armandpour et al. 2023, section 4.2), over the share r of the view that is
+    nearer to the front: between front and side, the front by 4 exp(-r / 2) - 2.426 and the side by
+    4 exp(-(1 - r) / 2) - 2.426; between side and back, the front by exp(-r / 2) + 0.967 and the side by
+    exp(-r / 2) - 0.606. From overhead there is nothing to push away from.
+
+    Args:
+        views: the shares of view_weights, [b, 4].
+    """
+    front, side, back, overhead = views.unbind(1)
+    around = 1 - overhead
+    facing = back <= 0
+    nearer = torch.where(facing, front, side) / around.clamp(min=1e-6)
+    from_front = torch.where(facing, 4 * torch.exp(-nearer / 2) - 2.426, torch.exp(-nearer / 2) + 0.967)
+    from_side = torch.where(facing, 4 * torch.exp((nearer - 1) / 2) - 2.426, torch.exp(-nearer / 2) - 0.606)
+    return torch.stack([from_front, from_side], 1).clamp(min=0) * around[:, None]
 
 
 def _smoothstep(angle_rad: Tensor, middle_rad: float) -> Tensor:

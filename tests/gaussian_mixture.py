@@ -30,6 +30,7 @@ class GaussianMixturePrior:
 
     name = "gaussian mixture"
     image_size = 1
+    view_group = 1
 
     def __init__(self, components: list[Component], knows_cameras: bool = True):
         self.components = components

@@ -8,6 +8,8 @@ import pytest
 
 from nerf_bridge.config import GenerateConfig, build_config, check_prompt
 from nerf_bridge.errors import UserError
+from nerf_bridge.guidance.schedule import ramp_at, size_at, stage_at, t_max_at
+from nerf_bridge.image_config import build_image_config
 from nerf_bridge.paths import config_path
 from nerf_bridge.settings import allowed, closest, load_yaml, merged, nested, walk
 
@@ -187,11 +189,44 @@ def test_a_folder_is_no_settings_file(tmp_path: Path) -> None:
 def test_every_preset_is_valid_and_says_only_what_differs() -> None:
     presets = sorted(config_path().glob("*.yaml"))
     assert presets
-    defaults = build_config({"prompt": "a"}).model_dump()
     for preset in presets:
-        config = build_config({"prompt": "a"} | nested(load_yaml(preset)))
+        build = build_image_config if preset.stem.endswith("-2d") else build_config
+        defaults = build({"prompt": "a"}).model_dump()
+        config = build({"prompt": "a"} | nested(load_yaml(preset)))
         for path in _leaves(load_yaml(preset)):
             assert _at(config.model_dump(), path) != _at(defaults, path), f"{preset.name}: {path} is the default"
+
+
+def test_published_3d_is_the_public_codes_setting() -> None:
+    config = build_config({"prompt": "a"} | load_yaml(config_path("published-3d.yaml")))
+    steps, guidance, field, optim = config.steps, config.guidance, config.field, config.optim
+    assert [stage_at(step, steps, guidance.bridge_from) for step in (19_999, 20_000)] == [1, 2]
+    assert [size_at(step, steps, config.render) for step in (4_999, 5_000)] == [64, 512]
+    assert [t_max_at(step, steps, guidance) for step in (0, 4_999, 5_000, 24_999)] == [0.98, 0.98, 0.5, 0.5]
+    assert [ramp_at(step, steps, optim.ramp_from, optim.ramp_until) for step in (9_999, 10_000)] == [0, 1]
+    assert (guidance.scale, guidance.bridge_scale, guidance.weighting, guidance.bridge_weighting) == (
+        100,
+        1,
+        "sigma2",
+        "one",
+    )
+    assert (field.n_levels, field.n_features, field.log2_table_size) == (16, 2, 19)
+    assert (field.base_resolution, field.finest_resolution) == (16, 4096)
+    assert (field.blob_scale, field.blob_radius, field.density_activation) == (10, 0.5, "softplus")
+    camera = config.camera
+    assert (camera.distance_min, camera.distance_max, camera.fovy_min_deg, camera.fovy_max_deg) == (1.0, 1.5, 40, 70)
+    assert (camera.elevation_min_deg, camera.elevation_max_deg) == (-10, 45)
+    assert (optim.weight_opacity * 4096, optim.weight_entropy * 4096) == (10, 1000)
+    assert (optim.lr_grid, optim.lr_decoder, optim.lr_final) == (0.01, 0.001, 1)
+
+
+def test_published_2d_is_the_public_codes_setting() -> None:
+    config = build_image_config({"prompt": "a"} | load_yaml(config_path("published-2d.yaml")))
+    guidance = config.guidance
+    assert (config.prior, config.start, config.lr, config.eps) == ("sd21-base", "noise", 0.01, 1e-15)
+    assert [stage_at(step, config.steps, guidance.bridge_from) for step in (499, 500)] == [1, 2]
+    assert (guidance.scale, guidance.bridge_scale, guidance.weighting) == (40, 40, "sigma2")
+    assert {t_max_at(step, config.steps, guidance) for step in range(config.steps)} == {0.98} and guidance.t_min == 0.02
 
 
 def _leaves(settings: dict, prefix: str = "") -> list[str]:

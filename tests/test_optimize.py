@@ -67,6 +67,24 @@ def test_a_step_moves_the_field_and_says_how_it_went():
     assert 0 < health.opacity < 1 and health.gradient_norm > 0 and health.finite
 
 
+def test_the_views_of_a_group_share_their_noise_time():
+    class InPairs(CountingOracle):
+        view_group = 2
+
+        def predict_noise(self, noised, t, embeddings, condition):
+            self.times, self.views = t, condition.cameras
+            return super().predict_noise(noised, t, embeddings, condition)
+
+    config, scene, optimiser = make(camera__views=4)
+    prior = InPairs()
+    step(config, scene, optimiser, Progress(), prior)
+    times = prior.times[:4]
+    assert times[0] == times[1] != times[2] == times[3]
+    opposite = prior.views.azimuth_rad[1] - prior.views.azimuth_rad[0]
+    assert float(opposite.abs()) == pytest.approx(math.pi, abs=1e-5)
+    assert prior.views.elevation_rad[0] == prior.views.elevation_rad[1] != prior.views.elevation_rad[2]
+
+
 def test_a_step_depends_on_seed_and_number_alone():
     torch.manual_seed(1)
     config, scene, optimiser = make()
@@ -171,7 +189,7 @@ def test_what_the_prior_is_told_is_what_is_behind_the_object():
 def test_a_learned_background_is_told_by_its_mean():
     config, scene, _ = make(render__background="learned")
     _, condition = render_views(scene, config, 0)
-    seen, told = backgrounds(scene, config, condition.cameras, 0)
+    seen, told = backgrounds(scene, config, condition.cameras, config.render.size, 0)
     assert seen.shape == (2, 16, 16, 3) and told.shape == (2, 3)
     assert torch.allclose(seen.mean((1, 2)), told) and not told.requires_grad
 
@@ -193,8 +211,8 @@ def test_sparsity_entropy_and_thickness_are_summed_over_a_views_pixels():
     config, scene, _ = make(optim__weight_opacity=2.0, optim__weight_entropy=3.0, optim__weight_thickness=5.0)
     for opacity, entropy in ((0.5, math.log(2)), (0.25, -0.25 * math.log(0.25) - 0.75 * math.log(0.75))):
         for number in (0, 10, 15, 20):
-            ramp = max(0.0, 2 * number / 20 - 1)
-            expected = 16 * (2.0 * opacity + ramp * (3.0 * entropy + 5.0 * 0.1))
+            ramp = min(max(0.0, 2 * number / 19 - 1), 1.0)
+            expected = 64 * 64 * (2.0 * opacity + ramp * (3.0 * entropy + 5.0 * 0.1))
             total = regularisers(scene, even(opacity, thickness=0.1), config, number)
             assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
 

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nerf_bridge.config import GuidanceConfig
-from nerf_bridge.prompts import VIEWS, add_words, compose_words, use_view_words, view_weights
+from nerf_bridge.prompts import (
+    VIEWS,
+    add_words,
+    compose_words,
+    negative_view_weights,
+    use_view_words,
+    view_weights,
+)
 
 SETTINGS = GuidanceConfig(target_words="sharp", source_words="foggy, blurry", negative_prompt=" ugly ")
 
@@ -106,3 +113,26 @@ def test_left_and_right_are_alike(azimuth):
     both = torch.tensor([azimuth, -azimuth], dtype=torch.float64)
     weights = view_weights(both, torch.zeros(2, dtype=torch.float64))
     assert torch.allclose(weights[0], weights[1])
+
+
+def test_negative_views_follow_the_published_decays():
+    """Between front and side by the share of the front, between side and back by the share of the side."""
+    for r in (0.0, 0.3, 1.0):
+        facing, averted = torch.tensor([[r, 1 - r, 0.0, 0.0]]), torch.tensor([[0.0, r, 1 - r, 0.0]])
+        expected = (4 * math.exp(-0.5 * r) - 2.426, 4 * math.exp(-0.5 * (1 - r)) - 2.426)
+        assert negative_view_weights(facing)[0].tolist() == pytest.approx([max(w, 0) for w in expected], abs=1e-6)
+        if r < 1:
+            expected = (math.exp(-0.5 * r) + 0.967, math.exp(-0.5 * r) - 0.606)
+            assert negative_view_weights(averted)[0].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_negative_views_are_continuous_at_the_side_and_vanish_in_front_and_overhead():
+    at_side = [negative_view_weights(torch.tensor([[a, 1 - a - b, b, 0.0]])) for a, b in ((1e-6, 0.0), (0.0, 1e-6))]
+    assert torch.allclose(*at_side, atol=2e-3)
+    assert negative_view_weights(torch.tensor([[1.0, 0.0, 0.0, 0.0]]))[0, 0] < 1e-3
+    assert negative_view_weights(torch.tensor([[0.0, 0.0, 0.0, 1.0]])).tolist() == [[0.0, 0.0]]
+
+
+def test_half_from_overhead_negative_views_count_half():
+    level, raised = torch.tensor([[0.5, 0.5, 0.0, 0.0]]), torch.tensor([[0.25, 0.25, 0.0, 0.5]])
+    assert torch.allclose(negative_view_weights(raised), 0.5 * negative_view_weights(level))

@@ -1,8 +1,17 @@
 """Score distillation: schedules, gradients, and the step that joins them to a prior."""
 
 from nerf_bridge.guidance.distil import distillation_loss, guidance_gradient, prompts_needed
-from nerf_bridge.guidance.gradients import bridge, csd, nfsd, sds
-from nerf_bridge.guidance.schedule import draw_noise, draw_times, noise_weight, stage_at, step_generator, t_max_at
+from nerf_bridge.guidance.gradients import bridge, csd, nfsd, perp_neg, sds
+from nerf_bridge.guidance.schedule import (
+    draw_noise,
+    draw_times,
+    noise_weight,
+    ramp_at,
+    size_at,
+    stage_at,
+    step_generator,
+    t_max_at,
+)
 from nerf_bridge.guidance.words import EncodedWords, encode_words
 
 __all__ = [
@@ -16,8 +25,11 @@ __all__ = [
     "guidance_gradient",
     "nfsd",
     "noise_weight",
+    "perp_neg",
     "prompts_needed",
+    "ramp_at",
     "sds",
+    "size_at",
     "stage_at",
     "step_generator",
     "t_max_at",

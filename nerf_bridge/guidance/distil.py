@@ -6,19 +6,22 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.config import GuidanceConfig
-from nerf_bridge.guidance.gradients import bridge, csd, nfsd, sds
-from nerf_bridge.guidance.schedule import Stage, noise_weight
+from nerf_bridge.guidance.gradients import bridge, csd, nfsd, perp_neg, sds
+from nerf_bridge.guidance.schedule import Stage, Weighting, noise_weight
 from nerf_bridge.guidance.words import EncodedWords, Role, embeddings_for_views
 from nerf_bridge.prior.protocol import Prior, PromptEmbeddings, ViewCondition
+from nerf_bridge.prompts import negative_view_weights, view_weights
 
 
-def prompts_needed(method: str, stage: Stage) -> tuple[Role, ...]:
-    """Whose noise predictions `method` needs at `stage`, in the order in which they are batched."""
+def prompts_needed(method: str, stage: Stage, perp_neg: bool = False) -> tuple[Role, ...]:
+    """Whose noise predictions `method` needs at `stage`, in the order in which they are batched.
+
+    Perp-Neg adds the wrong views, except in stage two of the bridge: there target and source share the view's words.
+    """
     if method == "bridge" and stage == 2:
         return ("target", "source")
-    if method == "nfsd":
-        return ("text", "null", "negative")
-    return ("text", "null")
+    roles: tuple[Role, ...] = ("text", "null", "negative") if method == "nfsd" else ("text", "null")
+    return (*roles, "front", "side") if perp_neg else roles
 
 
 @torch.no_grad()
@@ -50,10 +53,12 @@ def guidance_gradient(
         grad_x [b, c, h, w] = w(t) * the method's gradient; not differentiable.
     """
     alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
-    roles = prompts_needed(settings.method, stage)
+    roles = prompts_needed(settings.method, stage, settings.perp_neg)
     predictions = _predict(prior, alpha * x + sigma * noise, t, words, condition, roles, null_hides_camera)
+    if "front" in roles:
+        predictions["text"] = _off_wrong_views(predictions, condition)
     grad = _method_gradient(predictions, noise, t, settings, stage)
-    return noise_weight(alpha, sigma, settings.weighting) * grad
+    return noise_weight(alpha, sigma, _weighting(settings, stage)) * grad
 
 
 def distillation_loss(x: Tensor, grad_x: Tensor) -> Tensor:
@@ -81,6 +86,20 @@ def _predict(
         views = views.hiding(hidden.repeat_interleave(n))
     predicted = prior.predict_noise(noised.repeat(k, 1, 1, 1), t.repeat(k), embeddings, views)
     return dict(zip(roles, predicted.chunk(k), strict=True))
+
+
+def _weighting(settings: GuidanceConfig, stage: Stage) -> Weighting:
+    if settings.method != "bridge" or stage == 1 or settings.bridge_weighting == "same":
+        return settings.weighting
+    return settings.bridge_weighting
+
+
+def _off_wrong_views(predictions: dict[Role, Tensor], condition: ViewCondition | None) -> Tensor:
+    """The prompt's prediction with Perp-Neg's push away from the views that the camera does not see."""
+    assert condition is not None, "Perp-Neg needs the cameras"
+    views = view_weights(condition.cameras.azimuth_rad, condition.cameras.elevation_rad)
+    wrong = (predictions["front"], predictions["side"])
+    return perp_neg(predictions["text"], predictions["null"], wrong, negative_view_weights(views))
 
 
 def _method_gradient(

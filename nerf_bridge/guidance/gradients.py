@@ -55,6 +55,30 @@ def nfsd(text: Tensor, null: Tensor, negative: Tensor, t: Tensor, scale: float) 
     return scale * (text - null) + delta_d
 
 
+def perp_neg(text: Tensor, null: Tensor, negatives: tuple[Tensor, ...], weights: Tensor) -> Tensor:
+    """The prompt's prediction, moved off the wrong ones: eps(text) - sum_i w_i * perp(eps(neg_i) - eps(null)).
+
+    Armandpour et al. 2023 (Perp-Neg), equation 8: perp keeps the part of each negative direction that is at right
+    angles to eps(text) - eps(null), so that the prompt itself is never pushed away from.
+
+    Args:
+        text, null: predictions, [b, c, h, w].
+        negatives: k predictions for what the image should not be.
+        weights: how much each counts, [b, k].
+
+    Returns:
+        What takes the place of eps(text) in any of the other formulas, [b, c, h, w].
+    """
+    direction = (text - null).flatten(1)
+    squared = (direction * direction).sum(1, keepdim=True).clamp(min=torch.finfo(direction.dtype).tiny)
+    moved = text.flatten(1)
+    for negative, weight in zip(negatives, weights.unbind(1), strict=True):
+        away = (negative - null).flatten(1)
+        along = (away * direction).sum(1, keepdim=True) / squared
+        moved = moved - weight[:, None].to(moved) * (away - along * direction)
+    return moved.view_as(text)
+
+
 def bridge(target: Tensor, source: Tensor, scale: float) -> Tensor:
     """Stage two of SDS-Bridge: k * (eps(target) - eps(source)).
 

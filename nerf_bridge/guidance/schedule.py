@@ -9,22 +9,43 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nerf_bridge.config import GuidanceConfig, RenderConfig
+
 Stage = Literal[1, 2]
 Weighting = Literal["sigma2", "one"]
 
 _T_EDGE = 1e-4  # noise times keep this distance from 0 and 1, where alpha or sigma may vanish
 
 
+def is_past(step: int, steps: int, fraction: float) -> bool:
+    """Whether `step` (0 ... steps - 1) lies in the part of the run that begins at `fraction` of the steps."""
+    return step >= math.ceil(fraction * steps - 1e-9)  # 0.7 * 10 is a little more than 7 in floating point
+
+
 def stage_at(step: int, steps: int, bridge_from: float) -> Stage:
-    """Stage of the bridge at `step` (0 ... steps - 1): 2 from the fraction `bridge_from` of the steps on, 1 before."""
-    first_of_two = math.ceil(bridge_from * steps - 1e-9)  # 0.7 * 10 is a little more than 7 in floating point
-    return 2 if step >= first_of_two else 1
+    """Stage of the bridge at `step`: 2 from the fraction `bridge_from` of the steps on, 1 before."""
+    return 2 if is_past(step, steps, bridge_from) else 1
 
 
-def t_max_at(step: int, steps: int, t_max_start: float, t_max_end: float) -> float:
-    """Largest noise time at `step`: linear from `t_max_start` at step 0 to `t_max_end` at step steps - 1."""
+def ramp_at(step: int, steps: int, begin: float, end: float) -> float:
+    """0 up to the fraction `begin` of the run, 1 from `end` on, linear between; a jump where the two are the same."""
+    if begin == end:
+        return float(is_past(step, steps, begin))
     progress = step / max(steps - 1, 1)
-    return t_max_start + (t_max_end - t_max_start) * progress
+    return min(max((progress - begin) / (end - begin), 0.0), 1.0)
+
+
+def t_max_at(step: int, steps: int, settings: GuidanceConfig) -> float:
+    """Largest noise time at `step`: from t_max_start to t_max_end between t_max_from and t_max_until of the steps."""
+    fallen = ramp_at(step, steps, settings.t_max_from, settings.t_max_until)
+    return settings.t_max_start + (settings.t_max_end - settings.t_max_start) * fallen
+
+
+def size_at(step: int, steps: int, settings: RenderConfig) -> int:
+    """Pixels along a side of the views at `step`: early_size, if there is one, up to early_until of the steps."""
+    if settings.early_size is None or is_past(step, steps, settings.early_until):
+        return settings.size
+    return settings.early_size
 
 
 def step_generator(seed: int, step: int, purpose: str) -> torch.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,17 +10,19 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.config import GuidanceConfig
+from nerf_bridge.errors import UserError
 from nerf_bridge.prior.protocol import Prior, PromptEmbeddings, ViewCondition
-from nerf_bridge.prompts import compose_words, use_view_words, view_weights
+from nerf_bridge.prompts import VIEWS, compose_words, use_view_words, view_weights
 
-Role = Literal["text", "null", "negative", "target", "source"]
+Role = Literal["text", "null", "negative", "target", "source", "front", "side"]
 
 
 @dataclass(frozen=True)
 class EncodedWords:
     """Embeddings of every prompt that a guidance method may ask for.
 
-    `text`, `target` and `source` have one row, or one for each of prompts.VIEWS; `null` and `negative` have one.
+    `text`, `target` and `source` have one row, or one for each of prompts.VIEWS; `null` and `negative` have one. The
+    roles `front` and `side` are the prompt in the words of these views, for Perp-Neg.
     """
 
     text: PromptEmbeddings
@@ -30,6 +33,8 @@ class EncodedWords:
 
     def by_role(self, role: Role) -> PromptEmbeddings:
         """The embeddings that play `role`."""
+        if role in ("front", "side"):
+            return self.text.select([VIEWS.index(f"{role} view")])
         return {
             "text": self.text,
             "null": self.null,
@@ -38,20 +43,39 @@ class EncodedWords:
             "source": self.source,
         }[role]
 
+    @property
+    def by_view(self) -> bool:
+        """Whether the prompts are worded by view."""
+        return len(self.text) > 1
+
 
 @torch.no_grad()
-def encode_words(prior: Prior, prompt: str, settings: GuidanceConfig, views_known: bool = True) -> EncodedWords:
+def encode_words(
+    prior: Prior,
+    prompt: str,
+    settings: GuidanceConfig,
+    views_known: bool = True,
+    view_prompts: Sequence[str] | None = None,
+) -> EncodedWords:
     """Encode the prompt, the empty prompt, the negative, the target and the source prompt, in one call of the prior.
 
     Args:
         settings: gives the words, and whether the view is said in words.
         views_known: whether each image will come with its camera (False for a picture without one).
+        view_prompts: the prompt to use for each of prompts.VIEWS (see debias.prompts_by_view); None: `prompt` for all.
 
     Raises:
         ValueError: the prompt is blank or too long.
+        UserError: Perp-Neg or debiasing is asked for and the view is not said in words.
     """
     by_view = views_known and use_view_words(settings.view_words, prior.knows_cameras)
-    words = compose_words(prompt, settings, by_view)
+    for name, wanted in (("perp_neg", settings.perp_neg), ("debias", settings.debias is not None)):
+        if wanted and not by_view:
+            raise UserError(
+                f"guidance.{name} works on the views' words, and here the view is not said in words; "
+                f"set guidance.view_words to on, or leave {name} out"
+            )
+    words = compose_words(prompt, settings, by_view, view_prompts)
     encoded = prior.encode_prompts([*words.text, *words.target, *words.source, words.negative, words.null])
     n = len(words.text)
     return EncodedWords(
@@ -77,4 +101,5 @@ def mix_rows(encoded: PromptEmbeddings, weights: Tensor) -> PromptEmbeddings:
     tokens = encoded.tokens * encoded.mask[..., None]
     mixed = torch.einsum("nm,mld->nld", weights, tokens)
     used = torch.einsum("nm,ml->nl", weights, encoded.mask.to(weights)) > 0
-    return PromptEmbeddings(mixed, used)
+    pooled = None if encoded.pooled is None else weights.to(encoded.pooled) @ encoded.pooled
+    return PromptEmbeddings(mixed, used, pooled)

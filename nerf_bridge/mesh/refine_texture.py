@@ -111,15 +111,17 @@ def view_loss(textured: ColoredMesh, guide: Guide, step: int) -> Tensor:
     config, prior = guide.config, guide.prior
     stage = stage_at(step, config.mesh.refine_steps, config.guidance.bridge_from)
     step += config.steps  # other draws than those of the field's steps
-    cameras = sample_cameras(config.camera, step_generator(config.seed, step, "cameras")).to(guide.scene.device)
+    group, draws = prior.view_group, step_generator(config.seed, step, "cameras")
+    cameras = sample_cameras(config.camera, draws, group).to(guide.scene.device)
     with torch.no_grad():
-        behind, told = backgrounds(guide.scene, config, cameras, step)
+        behind, told = backgrounds(guide.scene, config, cameras, config.render.size, step)
     light = light_of(cameras, config, step)
     images, _ = shade_mesh(
         textured, cameras, config.render.size, guide.scene.backend, behind, SUPERSAMPLE, light_dir=light
     )
     x = prior.encode_image(images.permute(0, 3, 1, 2))
-    t = draw_times(config.seed, step, len(x), config.guidance.t_min, config.guidance.t_max_end).to(x.device)
+    times = draw_times(config.seed, step, len(x) // group, config.guidance.t_min, config.guidance.t_max_end)
+    t = times.repeat_interleave(group).to(x.device)
     noise = draw_noise(config.seed, step, tuple(x.shape)).to(x.device)
     condition = ViewCondition(cameras, told)
     grad_x = guidance_gradient(prior, x.detach(), t, noise, guide.words, condition, config.guidance, stage)

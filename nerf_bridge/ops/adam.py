@@ -21,9 +21,16 @@ class SkippingAdam(torch.optim.Adam):
     this is Adam. The state has the names and meanings of torch's.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float], eps: float, backend: str) -> None:
-        """Take `groups` of {"params", "lr", "skip"}; `backend` is "cuda", "cpu" or "torch"."""
-        super().__init__(groups, betas=betas, eps=eps)
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        betas: tuple[float, float],
+        eps: float,
+        backend: str,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """Take `groups` of {"params", "lr", "skip"}; `backend` is "cuda", "cpu" or "torch"; the decay is AdamW's."""
+        super().__init__(groups, betas=betas, eps=eps, weight_decay=weight_decay)
         self.backend = backend
 
     @torch.no_grad()
@@ -43,7 +50,8 @@ class SkippingAdam(torch.optim.Adam):
         state["step"] += 1
         step, moments = float(state["step"]), (state["exp_avg"], state["exp_avg_sq"])
         rate, root = float(group["lr"]) / (1 - beta1**step), math.sqrt(1 - beta2**step)
-        numbers, skip = (rate, root, float(beta1), float(beta2), float(group["eps"])), bool(group.get("skip", False))
+        keep, skip = 1.0 - float(group["lr"]) * float(group["weight_decay"]), bool(group.get("skip", False))
+        numbers = (rate, root, keep, float(beta1), float(beta2), float(group["eps"]))
         if self.backend == "torch":
             adam_torch(gradient, parameter, *moments, *numbers, skip=skip)
         else:
@@ -57,6 +65,7 @@ def adam_torch(
     square: Tensor,
     rate: float,
     root: float,
+    keep: float,
     beta1: float,
     beta2: float,
     eps: float,
@@ -68,12 +77,13 @@ def adam_torch(
         gradient, value, mean, square: of one shape.
         rate: learning rate / (1 - beta1^step).
         root: sqrt(1 - beta2^step).
+        keep: 1 - learning rate * weight decay.
         beta1, beta2, eps: of Adam.
         skip: leave numbers without gradient as they are.
     """
     moved = torch.ones_like(gradient, dtype=torch.bool) if not skip else gradient != 0
     new_mean = mean + (1 - beta1) * (gradient - mean)
     new_square = beta2 * square + (1 - beta2) * gradient * gradient
-    new_value = value - rate * new_mean / (new_square.sqrt() / root + eps)
+    new_value = keep * value - rate * new_mean / (new_square.sqrt() / root + eps)
     for tensor, new in ((value, new_value), (mean, new_mean), (square, new_square)):
         tensor.copy_(torch.where(moved, new, tensor))

@@ -2,34 +2,58 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 
+from nerf_bridge.config import ModelConfig
 from nerf_bridge.errors import UserError
+from nerf_bridge.prior.catalogue.entries import EMBEDDED
 from nerf_bridge.prior.protocol import Prior, PriorInfo, PromptEmbeddings, ViewCondition
 
-__all__ = ["KNOWN_PRIORS", "Prior", "PriorInfo", "PromptEmbeddings", "ViewCondition", "check_prior_name", "load_prior"]
+__all__ = ["Prior", "PriorInfo", "PromptEmbeddings", "ViewCondition", "check_prior_name", "load_prior"]
 
-KNOWN_PRIORS = ("embedded",)
+_DEFAULT = ModelConfig()
+_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def check_prior_name(name: str) -> None:
-    """Raise UserError, listing what is known, unless `name` is a known prior. Loads nothing."""
-    if name in KNOWN_PRIORS:
-        return
-    close = difflib.get_close_matches(name.lower(), KNOWN_PRIORS, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise UserError(f"unknown prior '{name}' (known: {', '.join(KNOWN_PRIORS)}){hint}")
+    """Raise UserError, saying what is known, unless `name` is a prior or a folder with one. Loads nothing."""
+    if name != EMBEDDED:
+        from nerf_bridge.prior.catalogue.find import check_name  # loads the hub's library: only when used
+
+        check_name(name)
 
 
-def load_prior(name: str, device: torch.device | str = "cpu") -> Prior:
+def load_prior(name: str, device: torch.device | str = "cpu", settings: ModelConfig | None = None) -> Prior:
     """Load the prior called `name` onto `device`.
 
+    Args:
+        name: `embedded`, an alias of the catalogue (pulled from the hub when it is not there), or a folder in
+            diffusers' format.
+        settings: precision, size, LoRAs and the hub; the embedded prior has none of these.
+
     Raises:
-        UserError: no prior has that name.
+        UserError: there is no such prior, a file of it is missing or damaged, or a setting does not suit it.
     """
     check_prior_name(name)
-    from nerf_bridge.prior.embedded import load_embedded  # loads the text encoder's libraries: only when used
+    settings = settings or _DEFAULT
+    if name == EMBEDDED:
+        changed = [key for key in ("dtype", "image_size", "loras") if getattr(settings, key) != getattr(_DEFAULT, key)]
+        if changed:
+            raise UserError(f"model.{changed[0]} is for other priors: the embedded one is as it is; leave it out")
+        from nerf_bridge.prior.embedded import load_embedded  # loads the text encoder's libraries: only when used
 
-    return load_embedded(torch.device(device))
+        return load_embedded(torch.device(device))
+    from nerf_bridge.prior.catalogue.find import find_model
+    from nerf_bridge.prior.models.load import LoadOptions, load_model
+    from nerf_bridge.prior.models.lora import parse_loras
+    from nerf_bridge.prior.models.prompt_cache import prompt_folder
+
+    options = LoadOptions(
+        device=torch.device(device),
+        dtype=_DTYPES[settings.dtype],
+        image_size=settings.image_size,
+        loras=parse_loras(settings.loras or ""),
+        non_commercial=settings.non_commercial,
+        prompt_folder=prompt_folder(),
+    )
+    return load_model(find_model(name, settings.non_commercial, settings.offline), options)

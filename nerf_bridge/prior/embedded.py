@@ -33,6 +33,7 @@ class EmbeddedPrior:
 
     name = "embedded"
     knows_cameras = True
+    view_group = 1
 
     def __init__(self, network: UNet, text_encoder: TextEncoder, device: torch.device, sha256: dict[str, str]):
         self.image_size = network.config.image_size

@@ -18,6 +18,7 @@ class PromptEmbeddings:
 
     tokens: Tensor  # [n, length, dim]
     mask: Tensor  # [n, length] bool, True where a token is
+    pooled: Tensor | None = None  # [n, width]: each prompt as one vector, where the model wants that too
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -25,23 +26,31 @@ class PromptEmbeddings:
     def select(self, indices: Sequence[int] | Tensor) -> PromptEmbeddings:
         """The rows `indices` ([m] integers, repetitions allowed), in that order."""
         rows = torch.as_tensor(indices, dtype=torch.long, device=self.tokens.device)
-        return PromptEmbeddings(self.tokens[rows], self.mask[rows])
+        pooled = None if self.pooled is None else self.pooled[rows]
+        return PromptEmbeddings(self.tokens[rows], self.mask[rows], pooled)
 
     def repeat(self, times: int) -> PromptEmbeddings:
         """The whole list `times` times over: [a, b] repeated twice is [a, b, a, b]."""
-        return PromptEmbeddings(self.tokens.repeat(times, 1, 1), self.mask.repeat(times, 1))
+        pooled = None if self.pooled is None else self.pooled.repeat(times, 1)
+        return PromptEmbeddings(self.tokens.repeat(times, 1, 1), self.mask.repeat(times, 1), pooled)
 
     @staticmethod
     def cat(parts: Sequence[PromptEmbeddings]) -> PromptEmbeddings:
         """All rows of `parts` in one list; shorter ones are padded with masked zeros to the longest."""
         length = max(part.tokens.shape[1] for part in parts)
         padded = [part._padded(length) for part in parts]
-        return PromptEmbeddings(torch.cat([part.tokens for part in padded]), torch.cat([part.mask for part in padded]))
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        assert len(pooled) in (0, len(parts)), "some prompts have a pooled vector and some have none"
+        return PromptEmbeddings(
+            torch.cat([part.tokens for part in padded]),
+            torch.cat([part.mask for part in padded]),
+            torch.cat(pooled) if pooled else None,
+        )
 
     def _padded(self, length: int) -> PromptEmbeddings:
         missing = length - self.tokens.shape[1]
         tokens = torch.nn.functional.pad(self.tokens, (0, 0, 0, missing))
-        return PromptEmbeddings(tokens, torch.nn.functional.pad(self.mask, (0, missing)))
+        return PromptEmbeddings(tokens, torch.nn.functional.pad(self.mask, (0, missing)), self.pooled)
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,7 @@ class Prior(Protocol):
     name: str
     image_size: int  # pixels along a side of the images that encode_image takes
     knows_cameras: bool  # whether predict_noise uses its condition
+    view_group: int  # views that it denoises together, evenly spaced around the object at one time; mostly 1
 
     def info(self) -> PriorInfo:
         """Name, licence, origin and hashes of the model."""

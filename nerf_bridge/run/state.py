@@ -27,16 +27,19 @@ class Progress:
 def build_optimiser(scene: Scene, config: GenerateConfig) -> SkippingAdam:
     """Adam with one group for the hash grid, whose untouched entries it skips, and one for decoder and environment.
 
-    eps is far above the usual 1e-15: where guidance and render agree, what is left of the gradient is far below it,
-    and Adam would turn that into full steps.
+    eps is by default far above the usual 1e-15: where guidance and render agree, what is left of the gradient is far
+    below it, and Adam would turn that into full steps.
     """
     grid = [scene.field.table]
     rest = [p for p in scene.field.parameters() if p is not scene.field.table] + list(scene.environment.parameters())
+    settings = config.optim
     groups = [
-        {"params": grid, "lr": config.optim.lr_grid, "skip": True},
-        {"params": rest, "lr": config.optim.lr_decoder, "skip": False},
+        {"params": grid, "lr": settings.lr_grid, "skip": True},
+        {"params": rest, "lr": settings.lr_decoder, "skip": False},
     ]
-    return SkippingAdam(groups, betas=(0.9, 0.99), eps=1e-6, backend=scene.backend)
+    return SkippingAdam(
+        groups, betas=(0.9, 0.99), eps=settings.eps, weight_decay=settings.weight_decay, backend=scene.backend
+    )
 
 
 def scene_tensors(scene: Scene, optimiser: SkippingAdam) -> dict[str, Tensor]:

@@ -83,23 +83,27 @@ def orbit_cameras(azimuth_rad: Tensor, elevation_rad: Tensor, distance: Tensor, 
     return Cameras(c2w.float(), fovy_rad.float(), a.float(), e.float(), d.float())
 
 
-def sample_cameras(settings: CameraConfig, generator: torch.Generator) -> Cameras:
+def sample_cameras(settings: CameraConfig, generator: torch.Generator, group: int = 1) -> Cameras:
     """Draw the views of one training step.
 
     Azimuths are evenly spaced with one random offset, so that each of the `views` equal sectors holds one view;
-    elevations are uniform on the sphere (in sin e); distances and fields of view uniform in their ranges.
+    elevations are uniform on the sphere (in sin e); distances and fields of view uniform in their ranges. The views of
+    a group are evenly spaced around the object and share elevation, distance and field of view.
 
     Args:
-        settings: number of views and ranges.
+        settings: number of views, a multiple of `group`, and ranges.
         generator: source of every draw; the cameras come on its device.
+        group: views that belong together; they come one after the other.
 
     Returns:
         `settings.views` cameras.
     """
     n = settings.views
-    draws = torch.rand(1 + 3 * n, generator=generator, dtype=torch.float64, device=generator.device)
-    offset, in_elevation, in_distance, in_fovy = draws.split([1, n, n, n])
-    sector = torch.arange(n, dtype=torch.float64, device=generator.device)
+    n_groups = n // group
+    draws = torch.rand(1 + 3 * n_groups, generator=generator, dtype=torch.float64, device=generator.device)
+    offset, *rest = draws.split([1, n_groups, n_groups, n_groups])
+    in_elevation, in_distance, in_fovy = (drawn.repeat_interleave(group) for drawn in rest)
+    sector = torch.arange(n, dtype=torch.float64, device=generator.device).view(group, n_groups).T.flatten()
     azimuth = (sector + offset) * (2 * math.pi / n)
     sin_low, sin_high = (math.sin(math.radians(e)) for e in (settings.elevation_min_deg, settings.elevation_max_deg))
     elevation = torch.asin(sin_low + (sin_high - sin_low) * in_elevation)

@@ -7,8 +7,21 @@ import torch
 from gaussian_mixture import Component, GaussianMixturePrior
 
 from nerf_bridge.config import GuidanceConfig
-from nerf_bridge.guidance import distillation_loss, draw_noise, draw_times, encode_words, guidance_gradient
+from nerf_bridge.errors import UserError
+from nerf_bridge.guidance import (
+    csd,
+    distillation_loss,
+    draw_noise,
+    draw_times,
+    encode_words,
+    guidance_gradient,
+    nfsd,
+    perp_neg,
+    sds,
+)
+from nerf_bridge.guidance.words import embeddings_for_views
 from nerf_bridge.prior.protocol import ViewCondition
+from nerf_bridge.prompts import negative_view_weights, view_weights
 from nerf_bridge.scene.cameras import orbit_cameras
 
 COMPONENTS = [
@@ -185,6 +198,70 @@ def test_when_the_view_is_said_in_words(choice, knows_cameras, views_known, rows
     words = encode_words(prior, "dot", settings_for("bridge", view_words=choice), views_known)
     assert [len(e) for e in (words.text, words.target, words.source)] == [rows] * 3
     assert len(words.null) == len(words.negative) == 1
+
+
+VIEW_MODES = [
+    Component("front view", (0.0, 3.0), 0.5),
+    Component("side view", (3.0, 0.0), 0.6),
+    Component("back view", (0.0, -3.0), 0.5),
+    Component("overhead view", (-3.0, 0.0), 0.4),
+]
+
+
+@pytest.mark.parametrize("method", ["sds", "csd", "nfsd"])
+def test_perp_neg_puts_the_moved_prediction_in_the_place_of_the_prompts(method):
+    prior = GaussianMixturePrior(VIEW_MODES, knows_cameras=False)
+    settings = settings_for(method, perp_neg=True)
+    words = encode_words(prior, "dot", settings)
+    condition = ViewCondition(cameras([10.0, 60.0, 135.0, 250.0], [0.0, 0.0, 20.0, 50.0]), torch.zeros(4, 3))
+    x, t, noise = batch(4)
+    actual = guidance_gradient(prior, x, t, noise, words, condition, settings, 1)
+    assert prior.calls[0][0] == 4 * (5 if method == "nfsd" else 4)
+    alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
+    shares = view_weights(condition.cameras.azimuth_rad, condition.cameras.elevation_rad)
+    eps = {}
+    for role in ("text", "null", "negative"):
+        eps[role] = prior.predict_noise(
+            alpha * x + sigma * noise, t, embeddings_for_views(words.by_role(role), condition, 4), condition
+        )
+    for i, view in enumerate(("front", "side")):
+        eps[view] = prior.predict_noise(alpha * x + sigma * noise, t, words.text.select([i] * 4), condition)
+    moved = perp_neg(eps["text"], eps["null"], (eps["front"], eps["side"]), negative_view_weights(shares))
+    expected = {
+        "sds": sds(moved, eps["null"], noise, 6.0),
+        "csd": csd(moved, eps["null"], 6.0),
+        "nfsd": nfsd(moved, eps["null"], eps["negative"], t, 6.0),
+    }[method]
+    assert torch.allclose(actual, sigma**2 * expected)
+
+
+def test_perp_neg_leaves_stage_two_of_the_bridge_alone():
+    prior = GaussianMixturePrior(VIEW_MODES, knows_cameras=False)
+    x, t, noise = batch(2)
+    grads = []
+    for on in (False, True):
+        settings = settings_for("bridge", perp_neg=on)
+        words = encode_words(prior, "dot", settings)
+        grads.append(guidance_gradient(prior, x, t, noise, words, condition_of(2), settings, 2))
+    assert torch.equal(*grads)
+
+
+def test_perp_neg_without_views_in_words_is_refused():
+    with pytest.raises(UserError, match="guidance.perp_neg works on the views' words"):
+        encode_words(GaussianMixturePrior(COMPONENTS), "dot", settings_for("sds", perp_neg=True))
+
+
+@pytest.mark.parametrize(("choice", "stage", "power"), [("same", 2, 1), ("sigma2", 2, 1), ("one", 2, 0), ("one", 1, 1)])
+def test_stage_two_may_have_a_weight_of_its_own(choice, stage, power):
+    prior = GaussianMixturePrior(COMPONENTS)
+    x, t, noise = batch(3)
+    words = encode_words(prior, "dot", SETTINGS)
+    sigma = torch.sin(t * math.pi / 2).view(-1, 1, 1, 1)
+    plain = guidance_gradient(prior, x, t, noise, words, None, settings_for("bridge", weighting="one"), stage)
+    settings = settings_for("bridge", bridge_weighting=choice)
+    assert torch.allclose(
+        guidance_gradient(prior, x, t, noise, words, None, settings, stage), (sigma**2) ** power * plain
+    )
 
 
 def test_blank_prompt_is_refused():

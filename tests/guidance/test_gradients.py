@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nerf_bridge.guidance.gradients import bridge, csd, nfsd, sds
+from nerf_bridge.guidance.gradients import bridge, csd, nfsd, perp_neg, sds
 
 SCALE = 7.5
 NEGATIVE_SCALE = 1.25
@@ -67,6 +67,38 @@ def test_nfsd_formula_switches_for_each_sample(predictions):
 def test_bridge_formula(predictions):
     expected = by_hand(lambda target, source, negative, noise, t: SCALE * (target - source), predictions)
     assert_same(bridge(predictions["text"], predictions["null"], SCALE), expected)
+
+
+def test_perp_neg_formula(predictions):
+    """Armandpour et al. 2023, equation 8, one sample and one number at a time."""
+    text, null = predictions["text"], predictions["null"]
+    negatives = (predictions["negative"], predictions["noise"])
+    weights = torch.tensor([[0.5, 1.5], [0.0, 2.0], [1.0, 0.0], [0.3, 0.3], [2.0, 1.0]], dtype=torch.float64)
+    expected = []
+    for i in range(len(text)):
+        direction = [a - b for a, b in zip(text[i].flatten().tolist(), null[i].flatten().tolist(), strict=True)]
+        row = text[i].flatten().tolist()
+        for k, negative in enumerate(negatives):
+            away = [a - b for a, b in zip(negative[i].flatten().tolist(), null[i].flatten().tolist(), strict=True)]
+            along = sum(a * d for a, d in zip(away, direction, strict=True)) / sum(d * d for d in direction)
+            moves = [a - along * d for a, d in zip(away, direction, strict=True)]
+            row = [r - weights[i, k].item() * m for r, m in zip(row, moves, strict=True)]
+        expected.append(row)
+    expected = torch.tensor(expected, dtype=torch.float64).reshape(SHAPE)
+    assert_same(perp_neg(text, null, negatives, weights), expected)
+
+
+def test_perp_neg_never_pushes_against_the_prompt(predictions):
+    text, null = predictions["text"], predictions["null"]
+    moved = perp_neg(text, null, (predictions["negative"],), torch.full((len(text), 1), 3.0))
+    along = ((moved - text) * (text - null)).flatten(1).sum(1)
+    assert along.abs().max() < 1e-10
+    assert torch.allclose(perp_neg(text, null, (text,), torch.ones(len(text), 1)), text, atol=1e-12)
+
+
+def test_perp_neg_of_equal_predictions_is_finite(predictions):
+    null = predictions["null"]
+    assert perp_neg(null, null, (predictions["text"],), torch.ones(len(null), 1)).isfinite().all()
 
 
 @pytest.mark.parametrize("n", [1, 3])

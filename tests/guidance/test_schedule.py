@@ -7,10 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nerf_bridge.config import GuidanceConfig, RenderConfig
 from nerf_bridge.guidance.schedule import (
     draw_noise,
     draw_times,
     noise_weight,
+    ramp_at,
+    size_at,
     stage_at,
     step_generator,
     t_max_at,
@@ -31,10 +34,28 @@ def test_no_stage_two_when_it_would_start_at_the_end():
 
 
 def test_t_max_is_linear_from_start_to_end():
-    assert t_max_at(0, 101, 0.95, 0.5) == 0.95
-    assert t_max_at(100, 101, 0.95, 0.5) == pytest.approx(0.5)
-    assert t_max_at(50, 101, 0.95, 0.5) == pytest.approx(0.725)
-    assert t_max_at(0, 1, 0.95, 0.5) == 0.95
+    settings = GuidanceConfig(t_max_start=0.95, t_max_end=0.5)
+    assert t_max_at(0, 101, settings) == 0.95
+    assert t_max_at(100, 101, settings) == pytest.approx(0.5)
+    assert t_max_at(50, 101, settings) == pytest.approx(0.725)
+    assert t_max_at(0, 1, settings) == 0.95
+
+
+def test_t_max_may_jump_as_published():
+    settings = GuidanceConfig(t_min=0.02, t_max_start=0.98, t_max_end=0.5, t_max_from=0.2, t_max_until=0.2)
+    assert [t_max_at(step, 25_000, settings) for step in (0, 4_999, 5_000, 24_999)] == [0.98, 0.98, 0.5, 0.5]
+
+
+def test_a_ramp_is_flat_linear_and_flat():
+    assert [ramp_at(step, 101, 0.2, 0.6) for step in (0, 20, 30, 40, 60, 100)] == pytest.approx([0, 0, 0.25, 0.5, 1, 1])
+    assert [ramp_at(step, 10, 0.7, 0.7) for step in range(10)] == [0.0] * 7 + [1.0] * 3
+    assert ramp_at(0, 1, 0.0, 1.0) == 0.0
+
+
+def test_the_size_changes_at_its_fraction():
+    settings = RenderConfig(size=512, early_size=64, early_until=0.2)
+    assert [size_at(step, 25_000, settings) for step in (0, 4_999, 5_000, 24_999)] == [64, 64, 512, 512]
+    assert {size_at(step, 50, RenderConfig(size=32)) for step in range(50)} == {32}
 
 
 @given(

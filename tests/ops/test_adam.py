@@ -43,6 +43,16 @@ def test_without_skipping_it_is_torchs_adam(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_weight_decay_is_that_of_adamw(backend):
+    def ours(parameters):
+        groups = [{"params": parameters, "lr": 0.03, "skip": False}]
+        return SkippingAdam(groups, (0.9, 0.99), 1e-6, backend, weight_decay=0.2)
+
+    expected = run(lambda p: torch.optim.AdamW(p, lr=0.03, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.2), 20, "cpu")
+    assert torch.allclose(run(ours, 20, device_of(backend)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_each_number_moves_by_the_gradients_that_touched_it(backend):
     def ours(parameters):
         return SkippingAdam([{"params": parameters, "lr": 0.03, "skip": True}], (0.9, 0.99), 1e-6, backend)

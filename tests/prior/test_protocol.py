@@ -1,9 +1,12 @@
 """The records that pass between the pipeline and a prior, and finding a prior by its name."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from nerf_bridge.errors import UserError
+from nerf_bridge.guidance.words import mix_rows
 from nerf_bridge.prior import check_prior_name, load_prior
 from nerf_bridge.prior.protocol import PromptEmbeddings, ViewCondition
 from nerf_bridge.scene.cameras import orbit_cameras
@@ -30,6 +33,24 @@ def test_cat_pads_the_shorter_with_masked_zeros():
     assert joined.mask.tolist() == [[True, True, True], [True, False, False], [True, False, False]]
     assert joined.tokens[1, 0].tolist() == [50, 51]
     assert not joined.tokens[1:, 1:].any()
+
+
+def pooled(n, length, first=0.0):
+    vectors = first + torch.arange(n * 3, dtype=torch.float32).view(n, 3)
+    return replace(embeddings(n, length, first), pooled=vectors)
+
+
+def test_pooled_vectors_go_with_their_rows():
+    assert pooled(3, 2).select([2, 0]).pooled[:, 0].tolist() == [6, 0]
+    assert pooled(2, 1).repeat(2).pooled[:, 0].tolist() == [0, 3, 0, 3]
+    assert PromptEmbeddings.cat([pooled(1, 3), pooled(2, 1, first=50.0)]).pooled[:, 0].tolist() == [0, 50, 53]
+    assert embeddings(2, 1).select([0]).pooled is None and embeddings(2, 1).repeat(2).pooled is None
+
+
+def test_pooled_vectors_are_mixed_as_the_tokens_are():
+    mixed = mix_rows(pooled(2, 2), torch.tensor([[0.25, 0.75], [1.0, 0.0]]))
+    assert mixed.pooled[:, 0].tolist() == [2.25, 0.0]
+    assert mixed.tokens[:, 0, 0].tolist() == [3.0, 0.0]
 
 
 def view_condition(n):

@@ -98,3 +98,17 @@ def test_selection_keeps_the_batch_dimension() -> None:
     assert cameras.to("cpu").c2w.dtype == torch.float32
     with pytest.raises(TypeError, match=r"cameras\[\[2\]\]"):
         cameras[2]
+
+
+@pytest.mark.parametrize("views", [4, 8, 12])
+def test_views_of_a_group_share_all_but_an_even_azimuth(views):
+    config = CameraConfig(views=views, distance_min=2, distance_max=4, fovy_min_deg=30, fovy_max_deg=60)
+    cameras = sample_cameras(config, torch.Generator().manual_seed(5), group=4)
+    for group in (range(i, i + 4) for i in range(0, views, 4)):
+        some = cameras[list(group)]
+        for shared in (some.elevation_rad, some.distance, some.fovy_rad):
+            assert (shared == shared[0]).all()
+        steps = torch.remainder(some.azimuth_rad.roll(-1) - some.azimuth_rad, 2 * math.pi)
+        assert torch.allclose(steps, torch.full((4,), math.pi / 2), atol=1e-5)
+    spread = torch.remainder(cameras.azimuth_rad, 2 * math.pi).sort().values
+    assert torch.allclose(spread.diff(), torch.full((views - 1,), 2 * math.pi / views), atol=1e-5)

@@ -1,0 +1,154 @@
+"""From the name of a prior to its folder on the disk, pulled and checked."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from nerf_bridge.errors import UserError
+from nerf_bridge.prior.catalogue.entries import EMBEDDED, ENTRIES, Entry, find_entry, unknown_prior
+from nerf_bridge.prior.catalogue.hub import Pulled, find_cached, pull_model
+from nerf_bridge.prior.catalogue.lock import LOCK_NAME, LockedModel, hash_files, lock_path, read_lock, record, verify
+from nerf_bridge.prior.models.folder import INDEX, ModelFolder
+
+logger = logging.getLogger(__name__)
+
+UNKNOWN_LICENCE = "not known: see where the model comes from"
+READ = (".json", ".txt", ".model", ".safetensors")
+
+
+def is_path(name: str) -> bool:
+    """Whether `name` means a folder and not an alias: it has a slash, starts with a dot or a tilde, or is there."""
+    return any(sign in name for sign in "/\\") or name.startswith((".", "~")) or Path(name).is_dir()
+
+
+def check_name(name: str) -> None:
+    """Raise UserError unless `name` is `embedded`, an alias, or a folder with a model in it. Loads nothing."""
+    entry = find_entry(name)
+    if name == EMBEDDED or (entry is not None and entry.is_prior):
+        return
+    if not is_path(name):
+        raise unknown_prior(name)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"prior {name}: there is no such folder; give an alias (nerf-bridge priors list) or a folder")
+    if not (folder / INDEX).is_file():
+        raise UserError(f"prior {name}: {folder / INDEX} is missing; expected a model in diffusers' format there")
+
+
+def find_model(name: str, non_commercial: bool, offline: bool) -> ModelFolder:
+    """The folder of an alias or path, every file of it checked against what was recorded.
+
+    Args:
+        name: an alias of the catalogue, or a folder.
+        non_commercial: whether the user takes a licence that forbids commercial use.
+        offline: whether the hub may not be asked.
+
+    Raises:
+        UserError: it is not there, cannot be fetched, differs from what was recorded, or its licence was not accepted.
+    """
+    check_name(name)
+    entry = find_entry(name)
+    return _local(name) if entry is None else _of_alias(entry, non_commercial, offline)
+
+
+def find_language_model(name: str, offline: bool) -> ModelFolder:
+    """The folder of a language model, an alias or a path, checked as a prior's is. Raises UserError likewise."""
+    entry = find_entry(name)
+    if entry is not None and not entry.is_prior:
+        return _of_alias(entry, False, offline)
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        helpers = ", ".join(entry.alias for entry in ENTRIES if not entry.is_prior)
+        raise UserError(f"guidance.debias: no language model at {name!r}; expected {helpers}, or a folder with one")
+    return _local(name)
+
+
+def pull(entry: Entry, non_commercial: bool, to: Path | None = None) -> ModelFolder:
+    """Fetch an alias from the hub and record or check its files; with `to`, as a folder of its own with a lock file.
+
+    Raises:
+        UserError: as find_model does.
+    """
+    _check_licence(entry, non_commercial)
+    lock = lock_path()
+    locked = read_lock(lock).get(entry.alias)
+    pulled = pull_model(entry, locked, to)
+    if locked is None:
+        locked = _first_record(entry, pulled)
+        record(lock, entry.alias, locked)
+        logger.info("recorded %d files of %s at %s in %s", len(locked.sha256), pulled.repository, locked.revision, lock)
+    else:
+        verify(entry.alias, pulled.folder, locked, lock)
+        locked = replace(locked, repository=pulled.repository, revision=pulled.revision)
+        record(lock, entry.alias, locked)  # the same files, perhaps from another mirror
+    if to is not None:
+        record(to / LOCK_NAME, entry.alias, locked)
+    return _folder(entry, pulled.folder, locked)
+
+
+def verify_alias(entry: Entry) -> LockedModel:
+    """Hash the files of a pulled alias again. Raises UserError when it was not pulled, or is missing or changed."""
+    lock = lock_path()
+    locked = read_lock(lock).get(entry.alias)
+    folder = None if locked is None else find_cached(locked)
+    if locked is None or folder is None:
+        raise UserError(f"prior {entry.alias} is not on this disk; fetch it: nerf-bridge priors pull {entry.alias}")
+    verify(entry.alias, folder, locked, lock)
+    return locked
+
+
+def _of_alias(entry: Entry, non_commercial: bool, offline: bool) -> ModelFolder:
+    _check_licence(entry, non_commercial)
+    lock = lock_path()
+    locked = read_lock(lock).get(entry.alias)
+    folder = None if locked is None else find_cached(locked)
+    if locked is not None and folder is not None:
+        verify(entry.alias, folder, locked, lock)
+        return _folder(entry, folder, locked)
+    if offline:
+        raise UserError(
+            f"prior {entry.alias} is not on this disk, and model.offline forbids to ask the hub; leave model.offline "
+            f"out, or give the model's folder in place of the alias: --prior FOLDER"
+        )
+    return pull(entry, non_commercial)
+
+
+def _local(name: str) -> ModelFolder:
+    """A folder of the user's; checked when it has a lock file of its own, as `priors pull --to` writes it."""
+    folder = Path(name).expanduser()
+    held = read_lock(folder / LOCK_NAME)
+    if not held:
+        names = sorted(path for path in folder.rglob("*") if path.suffix in READ and path.is_file())
+        sha256 = hash_files(folder, [path.relative_to(folder).as_posix() for path in names])
+        return ModelFolder(name, folder, UNKNOWN_LICENCE, str(folder), sha256)
+    (alias, locked), *_ = held.items()
+    verify(name, folder, locked, folder / LOCK_NAME)
+    entry = find_entry(alias)
+    licence = UNKNOWN_LICENCE if entry is None else entry.licence
+    return ModelFolder(name, folder, licence, f"{locked.repository} at {locked.revision}", locked.sha256)
+
+
+def _first_record(entry: Entry, pulled: Pulled) -> LockedModel:
+    """What to record: hashes of the files as they came, which must be what the hub states."""
+    found = hash_files(pulled.folder, pulled.files)
+    wrong = [name for name, digest in pulled.published.items() if found[name] != digest]
+    if wrong:
+        raise UserError(
+            f"prior {entry.alias}: {', '.join(wrong)} did not come whole from {pulled.repository}: the hash is not the "
+            f"one that the hub states; delete {pulled.folder} and pull again"
+        )
+    return LockedModel(pulled.repository, pulled.revision, found)
+
+
+def _check_licence(entry: Entry, non_commercial: bool) -> None:
+    if entry.commercial == "no" and not non_commercial:
+        raise UserError(
+            f"prior {entry.alias} is under the licence '{entry.licence}', which forbids commercial use; "
+            f"to use it so, say --model.non_commercial true"
+        )
+
+
+def _folder(entry: Entry, folder: Path, locked: LockedModel) -> ModelFolder:
+    return ModelFolder(entry.alias, folder, entry.licence, f"{locked.repository} at {locked.revision}", locked.sha256)

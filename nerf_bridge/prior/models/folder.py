@@ -1,0 +1,129 @@
+"""A model's folder in diffusers' format: its parts, their settings and their weights, read and nothing run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nerf_bridge.errors import UserError
+
+INDEX = "model_index.json"
+WEIGHTS = ("diffusion_pytorch_model", "model")  # how diffusers and transformers call them
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model on the disk and where it came from.
+
+    Attributes:
+        name: the alias or path that the user gave.
+        path: the folder that holds model_index.json.
+        licence: its licence, in words.
+        source: repository and revision, or the folder.
+        sha256: file name relative to the folder, to hexadecimal digest.
+    """
+
+    name: str
+    path: Path
+    licence: str
+    source: str
+    sha256: dict[str, str]
+
+    def pipeline_class(self) -> str:
+        """The pipeline that model_index.json names."""
+        return str(self.read_json(INDEX).get("_class_name"))
+
+    def has(self, part: str) -> bool:
+        """Whether the model has a part of that name."""
+        return bool((self.read_json(INDEX).get(part) or [None])[0])
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The part's config.json."""
+        return self.read_json(f"{part}/config.json")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder. Raises UserError naming the file when it is missing or no JSON object."""
+        path = self.path / name
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(f"prior {self.name}: {path} is missing; {self._remedy()}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"prior {self.name}: cannot read {path}: {_one_line(error)}; {self._remedy()}") from None
+        if not isinstance(value, dict):
+            raise UserError(f"prior {self.name}: {path} holds no JSON object; {self._remedy()}")
+        return value
+
+    def variant(self, part: str) -> str | None:
+        """Which of the part's weights to take: None for the plain ones, "fp16" when there are no others.
+
+        Only files with a hash count: what else lies in the folder was never checked.
+
+        Raises:
+            UserError: the part has no safetensors.
+        """
+        names = [name.removeprefix(f"{part}/") for name in self.sha256 if name.startswith(f"{part}/")]
+        if any(_is_weights(name, "") for name in names):
+            return None
+        if any(_is_weights(name, ".fp16") for name in names):
+            return "fp16"
+        pickles = [path.name for path in (self.path / part).glob("*.bin")]
+        if pickles:
+            reason = f"it has only {', '.join(sorted(pickles))}, and a pickle can run code when it is read"
+            raise UserError(
+                f"prior {self.name}: {self.path / part} has no safetensors: {reason}; convert it to safetensors"
+            )
+        expected = self.path / part / f"{WEIGHTS[part.startswith('text_encoder')]}.safetensors"
+        raise UserError(f"prior {self.name}: {expected} is missing; {self._remedy()}")
+
+    def load(self, part: str, model_class: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The part as a frozen module of diffusers or transformers on `device`.
+
+        Args:
+            model_class: a class with `from_pretrained`.
+
+        Raises:
+            UserError: its files are missing, damaged, or of another model.
+        """
+        variant = self.variant(part)
+        self.config(part)
+        try:
+            model, report = model_class.from_pretrained(
+                self.path,
+                subfolder=part,
+                dtype=dtype,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # the libraries raise many kinds, and all of them mean that the files do not fit
+            raise UserError(
+                f"prior {self.name}: cannot load {self.path / part}: {_one_line(error)[:300]}; {self._remedy()}"
+            ) from None
+        absent = sorted(report["missing_keys"])
+        if absent:
+            shown = ", ".join(absent[:3])
+            raise UserError(f"prior {self.name}: the weights in {self.path / part} lack {shown}; {self._remedy()}")
+        return model.to(device).eval().requires_grad_(False)
+
+    def _remedy(self) -> str:
+        if Path(self.name).exists():
+            return "copy the folder again, whole"
+        return f"fetch it again: nerf-bridge priors pull {self.name}"
+
+
+def _is_weights(name: str, variant: str) -> bool:
+    """Whether `name` is a weight file, or the first shard of several, of that variant."""
+    starts = [f"{stem}{variant}" for stem in WEIGHTS]
+    shards = [f"{start}-00001-of-" for start in starts]
+    return name in [f"{start}.safetensors" for start in starts] or any(name.startswith(shard) for shard in shards)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,68 @@
+"""MVDream: four views of an object denoised together, each told its camera (Shi et al. 2023)."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nerf_bridge.errors import UserError
+from nerf_bridge.prior.models.folder import ModelFolder
+from nerf_bridge.prior.models.mvdream_unet import MVDreamUNet, read_config
+from nerf_bridge.prior.protocol import PromptEmbeddings, ViewCondition
+from nerf_bridge.scene.cameras import Cameras
+
+VIEWS = 4
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class MVDream:
+    """The U-Net with cameras in groups of four; without cameras it takes each image as a plain picture."""
+
+    knows_cameras, view_group = True, VIEWS
+
+    def __init__(self, network: MVDreamUNet):
+        self.network = network
+
+    def __call__(
+        self, noised: Tensor, time: Tensor, embeddings: PromptEmbeddings, condition: ViewCondition | None
+    ) -> Tensor:
+        dtype = self.network.dtype
+        tokens = embeddings.tokens.to(dtype)
+        if condition is None:
+            return self.network(noised.to(dtype), time, tokens, None, 1)
+        assert len(noised) % VIEWS == 0, "the views come in groups of four"
+        camera = camera_numbers(condition.cameras)
+        if condition.camera_known is not None:
+            camera = camera * condition.camera_known[:, None]
+        return self.network(noised.to(dtype), time, tokens, camera.to(dtype), VIEWS)
+
+
+def camera_numbers(cameras: Cameras) -> Tensor:
+    """Camera-to-world matrices as MVDream was taught them, [b, 16]: at distance 1, the object's front facing +x.
+
+    Ours faces -y, so that the world is turned by 90 degrees about z.
+    """
+    x, y, z, last = cameras.c2w.unbind(1)
+    turned = torch.stack([-y, x, z], 1)
+    place = torch.nn.functional.normalize(turned[:, :, 3:], dim=1)
+    return torch.cat([torch.cat([turned[:, :, :3], place], 2), last[:, None]], 1).flatten(1)
+
+
+def load_mvdream_unet(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> MVDreamUNet:
+    """The U-Net in `folder`, on `device`, frozen. None of the code that comes with the weights is run.
+
+    Raises:
+        UserError: its files are missing, damaged, or of another network.
+    """
+    folder.variant("unet")
+    path = folder.path / "unet" / WEIGHTS
+    try:
+        with torch.device("meta"):
+            network = MVDreamUNet(read_config(folder.config("unet")))
+        network.load_state_dict(load_file(path), assign=True)
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"prior {folder.name}: {path} is no MVDream U-Net: {reason}") from None
+    return network.to(device, dtype).eval().requires_grad_(False)
