@@ -78,7 +78,7 @@ def render_case(name: str, n_cameras: int, size: int, setting: Setting) -> Case:
     table_bytes = 2 * field.table.numel()
     floors = {
         "forward": setting.floor(table_bytes, NETWORK_FLOP * visible),
-        "both": setting.floor(4 * table_bytes, 5 * NETWORK_FLOP * visible),
+        "both": setting.floor(4 * table_bytes, 4 * NETWORK_FLOP * visible),
     }
     counts = {"rays": len(rays), "samples": samples.n, "visible": visible, "evaluated": evaluated}
     return Case(name, setting.device, versions, floors, counts)

@@ -30,8 +30,9 @@ __global__ void fwd(Packed in, float* pixels, float* first_moments, int64_t* see
     const float x = density.value(density.shifted(value.x, in.points + 3 * at)) * (far - near);
     const float through = prefix_sum(mine ? x : 0.0f), ahead = __shfl_up_sync(ALL_LANES, through, 1);
     const float light = expf(-(thickness + (lane_index() == 0 ? 0.0f : ahead)));
-    const bool lit = mine && light >= float(EARLY_STOP);
-    const int n_lit = __popc(__ballot_sync(ALL_LANES, lit));  // the first ones: light only falls
+    const unsigned dark = ~__ballot_sync(ALL_LANES, mine && light >= float(EARLY_STOP));
+    const int n_lit = dark ? __ffs(dark) - 1 : LANES;  // up to the first dark one: rounding may let light rise again
+    const bool lit = lane_index() < n_lit;
     const float weight = lit ? light * -expm1f(-x) : 0.0f;
     thickness += __shfl_sync(ALL_LANES, through, n_lit - 1);
     looked_at += n_lit;
@@ -88,7 +89,8 @@ Density<float> density_of(double blob_scale, double blob_radius, int64_t is_exp)
 
 }  // namespace
 
-// Shapes as in field_composite_cpu.cpp; raw and grad_raw at multiples of 16 bytes; `n` is not needed here.
+// Shapes as in field_composite_cpu.cpp; raw and grad_raw at multiples of 16 bytes; `n` is not needed here: packed_info is
+// trusted to lie inside the samples, which only the CPU checks.
 NB_EXPORT int field_composite_fwd_f32(const float4* raw, const float* points, const float* t_starts, const float* t_ends,
                                       const int64_t* packed_info, const float* middles, const float* behind, float* pixels,
                                       float* first_moments, int64_t* seen, float* weights, int64_t n_rays, int64_t,

@@ -164,7 +164,7 @@ __global__ void find_largest(const float* values, uint32_t* largest, int64_t n) 
   uint32_t most = 0;
   for (int64_t i = thread_index(); i < n; i += int64_t(gridDim.x) * blockDim.x)
     most = max(most, __float_as_uint(values[i]) & 0x7fffffffu);
-  most = __reduce_max_sync(ALL_LANES, most);
+  most = warp_max(most);
   if (lane_index() == 0) atomicMax(largest, most);
 }
 

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from nerf_bridge import __version__
 from nerf_bridge.config import GenerateConfig, build_config
@@ -32,6 +32,9 @@ from nerf_bridge.options import (
     suggestion,
     wide_help,
 )
+
+if TYPE_CHECKING:
+    from nerf_bridge.mesh.data import MeshStatistics
 
 PROGRAM = "nerf-bridge"
 VERBOSE_HELP = "say more while working, and show tracebacks (also: NERF_BRIDGE_DEBUG=1)"
@@ -86,8 +89,18 @@ def export(arguments: argparse.Namespace) -> int:
     from nerf_bridge import pipeline
 
     device, backend = given.get("device", "auto"), given.get("backend", "auto")
-    _say(f"asset   {pipeline.export(arguments.path, changes, arguments.out, device, backend)}")
+    path, written = pipeline.export(arguments.path, changes, arguments.out, device, backend)
+    _say(f"asset   {path}")
+    _say(f"mesh    {_mesh_summary(written)}")
     return 0
+
+
+def _mesh_summary(written: MeshStatistics) -> str:
+    low, high = written.bounds_m
+    size = " x ".join(f"{above - below:.3g}" for below, above in zip(low, high, strict=True))
+    bodies = "1 body" if written.components == 1 else f"{written.components} bodies"
+    closed = "watertight" if written.watertight else "not watertight"
+    return f"{written.faces} faces, {size} m, {bodies}, {closed}, silhouette IoU {written.iou:.3f}"
 
 
 def inspect(arguments: argparse.Namespace) -> int:

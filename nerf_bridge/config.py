@@ -65,7 +65,9 @@ class FieldConfig(Section):
         "trunc_exp", description="maps the raw output to density"
     )
     precision: Literal["auto", "float32"] = Field(
-        "auto", description="auto: half-precision storage with float32 sums on GPUs with tensor cores"
+        "auto",
+        description="auto: half-precision storage, float32 sums on GPUs with tensor cores, where n_features is 2, 4 "
+        "or 8 and hidden_width 16, 32, 64 or 128; else as float32",
     )
     blob_scale: float = Field(4.0, ge=0, le=100, description="height of the density blob that a run starts from")
     blob_radius: float = Field(0.5, gt=0, le=2, description="radius at which the starting blob reaches zero")
@@ -213,8 +215,10 @@ class MeshConfig(Section):
     threshold: float | None = Field(None, gt=0, description="density of the surface; none: matched to the silhouettes")
     faces: int = Field(20000, ge=100, le=2_000_000, description="face target of the decimation")
     texture: int = Field(1024, ge=64, le=8192, description="texture pixels along a side")
-    close_holes: float = Field(
-        0.01, ge=0, le=0.2, description="holes and gaps up to this wide are closed; the box is 2 wide"
+    close_holes: int = Field(1, ge=0, le=8, description="gaps up to so many cells of the resolution wide are closed")
+    fill: bool = Field(True, description="fill insides that no light reaches")
+    keep_fraction: float = Field(
+        0.005, ge=0, le=1, description="bodies of less than this part of the largest one's volume are floaters and go"
     )
     watertight: bool = Field(True, description="cut pinches apart and close what is open, so that the mesh is a solid")
     smooth: int = Field(0, ge=0, le=100, description="passes of smoothing that keeps the volume, before the decimation")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nerf_bridge.config import GenerateConfig, build_config
 from nerf_bridge.device import resolve_device
 from nerf_bridge.errors import Interrupted, RunError, UserError
-from nerf_bridge.guidance import encode_words
+from nerf_bridge.guidance import EncodedWords, encode_words
 from nerf_bridge.guidance.debias import prompts_by_view
 from nerf_bridge.mesh.export import MeshStatistics, export_mesh
 from nerf_bridge.mesh.gltf import load_textured_mesh
@@ -100,8 +100,7 @@ def story(
     with timed(run, record, "prior"):
         prior = prior or load_prior(config.prior, device, config.model)
         check_views(config, prior)
-        view_prompts = prompts_by_view(config.prompt, config.guidance, config.model.offline)
-        words = encode_words(prior, config.prompt, config.guidance, view_prompts=view_prompts)
+        words = words_of(config, prior)
     record["prior"] = asdict(prior.info())
     scene = build_scene(config, backend, device)
     with timed(run, record, "optimise"):
@@ -119,6 +118,12 @@ def story(
     log.append("done", "report", config.steps, config.steps)
 
 
+def words_of(config: GenerateConfig, prior: Prior) -> EncodedWords:
+    """The prompts of a run, encoded by its prior."""
+    view_prompts = prompts_by_view(config.prompt, config.guidance, config.model.offline)
+    return encode_words(prior, config.prompt, config.guidance, view_prompts=view_prompts)
+
+
 def check_views(config: GenerateConfig, prior: Prior) -> None:
     """Raise UserError unless the views of a step make whole groups for the prior."""
     if config.camera.views % prior.view_group:
@@ -134,7 +139,7 @@ def export(
     out: Path | None = None,
     device: str = "cpu",
     backend: str = "auto",
-) -> Path:
+) -> tuple[Path, MeshStatistics]:
     """Make the mesh of a run again with other mesh settings, without optimising again.
 
     Args:
@@ -142,8 +147,12 @@ def export(
         changes: settings of `mesh.` to change, by name.
         out: the file to write, its suffix names the format (`write_asset`); None: export.glb in the run directory.
 
+    Returns:
+        The file, and what was written.
+
     Raises:
-        UserError: there is no such run, it is not optimised to its end, a setting is wrong, or `out` cannot be written.
+        UserError: there is no such run, it is not optimised to its end, a setting is wrong, or `out` cannot be written
+            or is the run's own asset.
         RunError: the mesh could not be written.
     """
     run, config = load_run(run_path)
@@ -152,6 +161,10 @@ def export(
     config = build_config(settings)
     path = out or run.path / "export.glb"
     check_target(path, config.mesh)
+    if path.resolve() == run.asset.resolve():
+        raise UserError(
+            f"cannot export to {path}: run.json and the report describe that asset; without --out it becomes export.glb"
+        )
     where = resolve_device(device)
     scene = build_scene(config, resolve_backend(backend, where), where)
     step = restore_scene(run, scene)
@@ -159,16 +172,16 @@ def export(
         raise UserError(f"{run_path} stands at step {step} of {config.steps}: run the same `generate` command first")
     guide = load_guide(config, scene) if config.mesh.refine_steps else None
     try:
-        make_mesh(scene, config, path, asset_metadata(config, read_record(run).get("prior", {})), guide)
+        return path, make_mesh(scene, config, path, asset_metadata(config, read_record(run).get("prior", {})), guide)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from None
-    return path
 
 
 def load_guide(config: GenerateConfig, scene: Scene) -> Guide:
     """The prior and the prompts of a finished run, to refine its texture."""
-    prior = load_prior(config.prior, scene.device)
-    return Guide(prior, encode_words(prior, config.prompt, config.guidance), config, scene)
+    prior = load_prior(config.prior, scene.device, config.model)
+    check_views(config, prior)
+    return Guide(prior, words_of(config, prior), config, scene)
 
 
 def make_mesh(scene: Scene, config: GenerateConfig, path: Path, metadata: dict, guide: Guide | None) -> MeshStatistics:

@@ -19,6 +19,7 @@ from nerf_bridge import cli, pipeline
 from nerf_bridge.config import GenerateConfig
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.image_config import ImageConfig
+from nerf_bridge.mesh.data import MeshStatistics
 from nerf_bridge.options import add_settings
 from nerf_bridge.run.directory import RunDirectory, default_run_path
 from nerf_bridge.settings import walk
@@ -225,22 +226,35 @@ def test_a_run_of_another_prompt_is_left_alone(capsys: pytest.CaptureFixture[str
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["config.yaml"]
 
 
+BOUNDS_M = ((-0.25, 0.0, -0.125), (0.25, 1.0, 0.125))
+WRITTEN = MeshStatistics(420, 792, 2, True, 8.0, 0.9432, (), BOUNDS_M, BOUNDS_M, 64, "xatlas", {})
+
+
 def test_export_hands_over_what_changes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[tuple[object, ...]] = []
 
-    def record(run: Path, changes: dict[str, object], out: Path | None, device: str, backend: str) -> Path:
+    def record(
+        run: Path, changes: dict[str, object], out: Path | None, device: str, backend: str
+    ) -> tuple[Path, MeshStatistics]:
         seen.append((run, changes, out, device, backend))
-        return Path("there.glb")
+        return Path("there.glb"), WRITTEN
 
     monkeypatch.setattr(pipeline, "export", record)
     assert cli.main(["export", "runs/x", "--faces", "800", "--backend", "torch"]) == 0
     assert seen == [(Path("runs/x"), {"faces": "800"}, None, "auto", "torch")]
-    assert capsys.readouterr().out == "asset   there.glb\n"
+    assert capsys.readouterr().out == (
+        "asset   there.glb\nmesh    792 faces, 0.5 x 1 x 0.25 m, 2 bodies, watertight, silhouette IoU 0.943\n"
+    )
 
 
 def test_the_height_has_a_short_name(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, object]] = []
-    monkeypatch.setattr(pipeline, "export", lambda run, changes, *rest: seen.append(changes) or Path("there.glb"))
+
+    def record(run: Path, changes: dict[str, object], *rest: object) -> tuple[Path, MeshStatistics]:
+        seen.append(changes)
+        return Path("there.glb"), WRITTEN
+
+    monkeypatch.setattr(pipeline, "export", record)
     assert cli.main(["export", "runs/x", "--height", "0.45", "--mesh.texture_format", "webp"]) == 0
     assert seen == [{"height_m": "0.45", "texture_format": "webp"}]
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import struct
+from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
@@ -238,7 +239,7 @@ def test_the_same_seed_gives_the_same_asset_and_another_another(finished, tmp_pa
 def test_export_with_other_settings_leaves_the_run_untouched(finished, tmp_path):
     before = files(finished.path)
     out = tmp_path / "small.glb"
-    assert pipeline.export(finished.path, {"faces": 100, "texture": 128, "height_m": 0.5}, out) == out
+    assert pipeline.export(finished.path, {"faces": 100, "texture": 128, "height_m": 0.5}, out)[0] == out
     assert files(finished.path) == before
     mesh = trimesh.load(out, force="mesh")
     assert len(mesh.faces) <= 100 and mesh.extents[1] == pytest.approx(0.5, abs=1e-4)
@@ -246,8 +247,8 @@ def test_export_with_other_settings_leaves_the_run_untouched(finished, tmp_path)
 
 
 def test_export_with_the_settings_of_the_run_gives_the_same_shape(copied):
-    path = pipeline.export(copied.path, {})
-    assert path == copied.path / "export.glb"
+    path, written = pipeline.export(copied.path, {})
+    assert path == copied.path / "export.glb" and written.faces == read_record(copied)["mesh"]["faces"]
     ours, theirs = trimesh.load(path, force="mesh"), trimesh.load(copied.asset, force="mesh")
     assert (ours.vertices == theirs.vertices).all() and (ours.faces == theirs.faces).all()
 
@@ -255,7 +256,8 @@ def test_export_with_the_settings_of_the_run_gives_the_same_shape(copied):
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".gltf", ".obj", ".ply", ".stl", ".usdz"])
 def test_export_in_every_format_keeps_shape_and_origin(finished, tmp_path, suffix):
-    path = pipeline.export(finished.path, {"faces": 200, "texture": 64, "height_m": 0.5}, tmp_path / f"chair{suffix}")
+    out = tmp_path / f"chair{suffix}"
+    path, _ = pipeline.export(finished.path, {"faces": 200, "texture": 64, "height_m": 0.5}, out)
     found = inspect_file(path)
     size = inspection_record(found)["size_m"]
     assert found.sound and size["xyz".index(found.up)] == pytest.approx(0.5, abs=1e-5)
@@ -267,6 +269,15 @@ def test_settings_that_a_glb_cannot_hold_are_refused_before_the_run(tmp_path):
         with pytest.raises(UserError, match=words):
             pipeline.generate(tiny_config(**mesh), tmp_path / "run", CountingOracle())
     assert not (tmp_path / "run").exists()
+
+
+def test_export_does_not_replace_the_asset_that_the_report_describes(finished, monkeypatch):
+    before = files(finished.path)
+    monkeypatch.chdir(finished.path)
+    for out in (finished.asset, finished.path / ".." / finished.path.name / "asset.glb", Path("asset.glb")):
+        with pytest.raises(UserError, match=r"cannot export to .*asset\.glb: .* without --out it becomes export\.glb$"):
+            pipeline.export(finished.path, {"faces": 200}, out)
+    assert files(finished.path) == before
 
 
 def test_export_of_what_cannot_be_exported(finished, copied, tmp_path):

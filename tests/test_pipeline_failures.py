@@ -75,7 +75,7 @@ class Answers(CountingOracle):
 
 def command(capfd, monkeypatch, path, prior, **changes):
     """`nerf-bridge generate` with `prior`: its status and the error lines."""
-    monkeypatch.setattr(pipeline, "load_prior", lambda name, device: prior)
+    monkeypatch.setattr(pipeline, "load_prior", lambda name, device, settings: prior)
     status = cli.main(["generate", PROMPT, "--out", str(path), *options(**changes)])
     logging.getLogger("nerf_bridge").handlers.clear()  # they would write to the stream that is captured here
     err = capfd.readouterr().err
@@ -329,7 +329,7 @@ RUN_WITH_THE_ORACLE = """
 import sys
 from nerf_bridge import cli, pipeline
 from tiny_run import CountingOracle
-pipeline.load_prior = lambda name, device: CountingOracle()
+pipeline.load_prior = lambda name, device, settings: CountingOracle()
 sys.exit(cli.main(sys.argv[1:]))
 """
 

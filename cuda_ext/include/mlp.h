@@ -7,8 +7,6 @@
 
 #include "common.h"
 
-constexpr int MOST_OUTPUTS = 8;
-
 template <class T>
 struct Wide {  // 64 bytes of numbers
   static constexpr int N = 64 / int(sizeof(T));

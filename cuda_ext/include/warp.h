@@ -34,3 +34,10 @@ __device__ __forceinline__ float warp_sum(float value) {
   for (int offset = LANES / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(ALL_LANES, value, offset);
   return value;
 }
+
+// The largest over all lanes, known to all of them.
+__device__ __forceinline__ uint32_t warp_max(uint32_t value) {
+#pragma unroll
+  for (int offset = LANES / 2; offset > 0; offset /= 2) value = max(value, __shfl_xor_sync(ALL_LANES, value, offset));
+  return value;
+}

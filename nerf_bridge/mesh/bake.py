@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from nerf_bridge.mesh.normal_map import tangent_space
 from nerf_bridge.mesh.normals import density_normals
 from nerf_bridge.mesh.surface import Field, inside_occupied
 from nerf_bridge.mesh.texels import covered_texels, onto_field
+
+logger = logging.getLogger(__name__)
 
 OFFSETS = (0.5, 0.0, -0.5, -1.0, -1.5)
 """Where the field's colours are sampled along the outward normal at its surface, in cells, from the outside inward."""
@@ -78,17 +81,22 @@ def bake(
     color = torch.tensor(GREY, dtype=torch.uint8, device=device).repeat(size * size, 1)
     normal = torch.tensor(STRAIGHT, dtype=torch.uint8, device=device).repeat(size * size if normal_at else 0, 1)
     covered = torch.zeros(size * size, dtype=torch.bool, device=device)
+    unknown = torch.zeros((), dtype=torch.int64, device=device)
     for texels in covered_texels(mesh, size, backend, device):
         outward = normalize(texels.normals, dim=-1)
         distance = onto_field(texels, source.field, source.occupied, source.threshold, REACH * source.cell, STEPS)
         points = texels.points + distance[:, None] * outward
         covered[texels.index] = True
-        color[texels.index] = _bytes(seen_colors(source, points, outward))
+        seen, known = seen_colors(source, points, outward)
+        color[texels.index] = _bytes(seen)
+        unknown += (~known).sum()
         if normal_at is not None:
             local = tangent_space(normal_at(points, outward), texels.normals, texels.tangents)
             normal[texels.index] = _bytes(0.5 + 0.5 * local)
         if on_progress is not None:
             on_progress(texels.done)
+    if unknown > 0:
+        logger.warning("the field's colour is not a number at %d of %d texels; they are grey", unknown, covered.sum())
     nearest = nearest_covered(covered.reshape(size, size).cpu().numpy())
     textures = [texture.reshape(size, size, 3).cpu().numpy()[nearest] for texture in (color, normal) if len(texture)]
     return textures[0], textures[1] if normal_at is not None else None
@@ -104,7 +112,7 @@ def field_normals(source: Source) -> NormalAt:
     return normal_at
 
 
-def seen_colors(source: Source, points: Tensor, normals: Tensor) -> Tensor:
+def seen_colors(source: Source, points: Tensor, normals: Tensor) -> tuple[Tensor, Tensor]:
     """Colours of the field around points of its surface, as an eye just outside would see them; grey where it has none.
 
     A field has no say in its colours where it is empty, and a little inside they may be others than on its skin. So
@@ -118,6 +126,7 @@ def seen_colors(source: Source, points: Tensor, normals: Tensor) -> Tensor:
 
     Returns:
         [n, 3] in 0..1. They are the field's albedo: where it was trained under light, the light is not in them.
+        [n] bool, where the field has a colour: elsewhere no sample is a number, and the colour is grey.
     """
     offsets = torch.tensor(OFFSETS, device=points.device) * source.cell
     samples = points[:, None, :] + offsets[:, None] * normals[:, None, :]
@@ -131,7 +140,7 @@ def seen_colors(source: Source, points: Tensor, normals: Tensor) -> Tensor:
     total = weights.sum(dim=-1, keepdim=True)
     albedo = torch.where(usable[..., None], albedo, 0.5)
     colors = (weights[..., None] * albedo).sum(dim=-2) / total.clamp_min(1e-12)
-    return torch.where(total > 0, colors, 0.5)
+    return torch.where(total > 0, colors, 0.5), total[:, 0] > 0
 
 
 def nearest_covered(covered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

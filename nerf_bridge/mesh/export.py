@@ -39,14 +39,16 @@ from nerf_bridge.mesh.silhouettes import opaque_masks, silhouette_iou
 from nerf_bridge.mesh.simplify import to_face_count
 from nerf_bridge.mesh.smooth import smooth
 from nerf_bridge.mesh.surface import Field, marching_cubes, refine_on_edges, sample_density
-from nerf_bridge.mesh.threshold import ADVICE, check_not_empty, choose_threshold
+from nerf_bridge.mesh.threshold import THIN_ADVICE, check_not_empty, choose_threshold
 from nerf_bridge.mesh.unwrap import unwrap
 from nerf_bridge.mesh.write import check_target, write_asset
 
 logger = logging.getLogger(__name__)
 
-KEEP_FRACTION = 0.1
-"""Bodies of less than this fraction of the main body's volume are floaters."""
+CUT_OFF = 0.1
+"""Of `mesh.keep_fraction`, after the decimation: kept bodies have shrunk a little, and must not go for that."""
+IOU_LOSS = 0.03
+"""Agreement with the silhouettes that the way from the threshold to the finished surface may cost without a warning."""
 WELD_CELLS = 1e-3
 """Vertices nearer than this fraction of a cell become one."""
 STAGES = ("density", "threshold", "surface", "clean", "simplify", "unwrap", "bake", "refine", "write")
@@ -101,16 +103,17 @@ def export_mesh(
     with stage("threshold"):
         choice = _threshold(grid, silhouettes, settings.threshold, backend)
     with stage("surface"):
-        filled = fill_unseen(close_gaps(grid, settings.close_holes), choice.threshold)
+        filled = close_gaps(grid, settings.close_holes)
+        filled = fill_unseen(filled, choice.threshold) if settings.fill else filled
         raw = marching_cubes(filled, choice.threshold)
         del filled  # as large as the grid
         refined = refine_on_edges(raw, grid, field, occupied, choice.threshold)
     with stage("clean"):
         opaque = drop_translucent(refined, field, occupied)
-        body = _not_empty(clean(opaque, WELD_CELLS * grid.cell, KEEP_FRACTION), choice.threshold)
+        body = _not_empty(clean(opaque, WELD_CELLS * grid.cell, settings.keep_fraction), choice.threshold)
         body = smooth(make_solid(body) if settings.watertight else body, settings.smooth)
     with stage("simplify"):
-        surface = to_face_count(body, settings.faces, KEEP_FRACTION)
+        surface = to_face_count(body, settings.faces, CUT_OFF * settings.keep_fraction)
         surface = make_solid(surface) if settings.watertight else surface
     with stage("unwrap"):
         unwrapped = unwrap(surface, settings.texture, settings.unwrap_seconds, settings.unwrap_memory_gb)
@@ -128,6 +131,7 @@ def export_mesh(
     if on_progress is not None:
         on_progress("done", 1.0)
     iou = silhouette_iou(surface, silhouettes, backend)
+    _warn_of_loss(choice.iou, iou)
     return _statistics(surface, written, choice, iou, settings.texture, seconds)
 
 
@@ -162,8 +166,19 @@ def _detail(source: Source, body: Mesh, settings: MeshConfig) -> NormalAt | None
 def _not_empty(body: Mesh, threshold: float) -> Mesh:
     """`body` itself; raises RunError when it has no face."""
     if len(body.faces) == 0:
-        raise RunError(f"the scene is empty: no closed body at density {threshold:.3g}; {ADVICE}")
+        raise RunError(f"the scene is empty: no closed body at density {threshold:.3g}; {THIN_ADVICE}")
     return body
+
+
+def _warn_of_loss(before: float, after: float) -> None:
+    """Say it when the mesh misses much of what the surface at the threshold showed: something visible was lost."""
+    if after < before - IOU_LOSS:
+        logger.warning(
+            "the mesh agrees with the silhouettes to IoU %.3f, the field's surface to %.3f: something visible is lost; "
+            "try a lower mesh.keep_fraction, more mesh.faces or less mesh.smooth",
+            after,
+            before,
+        )
 
 
 def _statistics(

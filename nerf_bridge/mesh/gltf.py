@@ -72,10 +72,10 @@ def gltf_files(name: str, asset: Asset, texture_format: TextureFormat) -> dict[s
     stem = side_stem(name)
     textures = encode_material(asset.material, texture_format)
     buffer = _buffer(asset, [])
-    images = [{"name": texture.role, "uri": side_name(stem, texture)} for texture in textures]
+    images = [{"name": texture.role, "uri": side_name(name, texture.role, texture.suffix)} for texture in textures]
     described = {"byteLength": len(buffer.data), "uri": f"{stem}.bin"}
     document = _json(_document(asset, buffer, described, images, texture_format))
-    sides = {side_name(stem, texture): texture.data for texture in textures}
+    sides = {side_name(name, texture.role, texture.suffix): texture.data for texture in textures}
     return {f"{stem}.bin": buffer.data, **sides, name: document}
 
 

@@ -20,23 +20,22 @@ logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def close_gaps(grid: DensityGrid, width: float) -> DensityGrid:
-    """Close holes, slits and pits that are at most `width` wide (morphological closing of the density, by a cube).
+def close_gaps(grid: DensityGrid, cells: int) -> DensityGrid:
+    """Close holes, slits and pits at most `cells` cells wide (morphological closing of the density, by a cube).
 
     Args:
         grid: density; its memory is needed twice over.
-        width: in units of the box; what is less than a cell wide cannot be told, so that nothing happens below one.
+        cells: samples across the widest gap that is closed; 0: none is.
 
     Returns:
         A grid of the same shape, nowhere less dense.
     """
-    k = int(width / grid.cell + 1e-6)
-    if k < 1 or grid.sigma.numel() == 0:
+    if cells < 1 or grid.sigma.numel() == 0:
         return grid
-    closed = pad(grid.sigma, (k,) * 6)
+    closed = pad(grid.sigma, (cells,) * 6)
     for extreme in (torch.maximum, torch.minimum):
         for axis in range(3):
-            closed = sliding(closed, axis, k, extreme)
+            closed = sliding(closed, axis, cells, extreme)
     return replace(grid, sigma=closed)
 
 

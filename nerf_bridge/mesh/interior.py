@@ -18,13 +18,24 @@ from nerf_bridge.mesh.surface import DENSEST
 HALF_SEEN = math.log(2.0)  # optical depth that lets half of the light through
 CAP = 4.0  # filled samples are at most this many times as dense as the surface
 BLOCK = 32  # planes copied together, so that a plane across the memory's order is not read sample by sample
-# Where the light goes: from the horizon in steps of 45 degrees, from half-way up, and straight down. By default the
-# training cameras hardly see an object from below, so that hollows open only there are filled.
-DIRECTIONS = tuple(
-    (x, y, z) for x, y, z in itertools.product((-1, 0, 1), repeat=3) if z <= 0 and (x, y, z) != (0, 0, 0)
-)
+LIGHTS = ((0.0, 32), (-20.0, 16), (20.0, 16), (45.0, 16), (90.0, 1))  # elevation in degrees of how many around
 
-Direction = tuple[int, int, int]
+Direction = tuple[float, float, float]
+
+
+def _directions() -> tuple[Direction, ...]:
+    """Where the light of LIGHTS goes, each with its longest component 1."""
+    found = []
+    for elevation_deg, n in LIGHTS:
+        e = math.radians(elevation_deg)
+        for a in (2 * math.pi * k / n for k in range(n)):
+            x, y, z = (round(c, 9) for c in (math.cos(e) * math.cos(a), math.cos(e) * math.sin(a), -math.sin(e)))
+            longest = max(abs(x), abs(y), abs(z))
+            found.append((x / longest, y / longest, z / longest))
+    return tuple(found)
+
+
+DIRECTIONS = _directions()
 
 
 @torch.no_grad()
@@ -62,7 +73,8 @@ def least_depth(sigma: Tensor, cell: float, directions: tuple[Direction, ...]) -
     Args:
         sigma: [nx, ny, nz], indexed x, y, z.
         cell: distance between neighbouring samples.
-        directions: where the light goes, each of x, y, z in -1, 0, 1, not all 0.
+        directions: where the light goes, each with its longest component 1 or -1. A ray passes one sample of each plane
+            across that axis, the nearest to its line, so that rays keep apart and no wall blurs into the air beside it.
 
     Returns:
         [nx, ny, nz] float16, by the trapezoidal rule along the samples that the light passes; above 6e4 as infinity.
@@ -71,6 +83,7 @@ def least_depth(sigma: Tensor, cell: float, directions: tuple[Direction, ...]) -
     for axis, step, group in _sweeps(directions):
         across = [tuple(d for i, d in enumerate(direction) if i != axis) for direction in group]
         half_steps = torch.tensor([0.5 * cell * math.hypot(*direction) for direction in group], device=sigma.device)
+        passed = 0
         planes, results = sigma.movedim(axis, 0), least.movedim(axis, 0)
         arriving = torch.zeros((len(group), *planes.shape[1:]), device=sigma.device)
         starts = range(0, len(planes), BLOCK)
@@ -80,17 +93,23 @@ def least_depth(sigma: Tensor, cell: float, directions: tuple[Direction, ...]) -
                 half = block[k].float() * half_steps[:, None, None]
                 arriving += half
                 depth[k] = torch.minimum(depth[k], arriving.amin(dim=0).half())
-                arriving = _shifted(arriving + half, across)
+                arriving = _shifted(arriving + half, [(_move(a, passed), _move(b, passed)) for a, b in across])
+                passed += 1
             results[start : start + BLOCK] = depth
     return least
 
 
 def _sweeps(directions: tuple[Direction, ...]) -> Iterator[tuple[int, int, list[Direction]]]:
-    """(axis, step, directions that make this step along it), each direction once: along its last axis that moves."""
+    """(axis, step, directions that make this step along it), each direction once: the last of its longest axes."""
     for axis, step in itertools.product(range(3), (1, -1)):
-        group = [d for d in directions if d[axis] == step and not any(d[axis + 1 :])]
+        group = [d for d in directions if d[axis] == step and all(abs(c) < 1 for c in d[axis + 1 :])]
         if group:
             yield axis, step, group
+
+
+def _move(slope: float, passed: int) -> int:
+    """Samples to the side, -1, 0 or 1, of a line of this slope on its way from plane `passed` to the next."""
+    return math.floor((passed + 1) * slope + 0.5) - math.floor(passed * slope + 0.5)
 
 
 def _shifted(planes: Tensor, moves: list[tuple[int, ...]]) -> Tensor:

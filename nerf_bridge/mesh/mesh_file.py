@@ -35,6 +35,7 @@ class MeshFile:
     Attributes:
         vertices: [v, 3] float64 as stored, each part of the scene where it stands, in the file's axes and unit.
         faces: [f, 3] int64; polygons are cut into triangles.
+        normals: [f, 3, 3] float64, of the corners of each face, zero where the file says none; None without any.
         uv: [n, 2] float64, every texture coordinate there is, v up; None without any.
         vertex_colors: whether there is a colour for each vertex.
         materials: their names.
@@ -42,10 +43,12 @@ class MeshFile:
         metadata: what the file says of its making.
         up: axis that points up, "y" or "z"; None where neither the format nor the file says.
         metres: length of the file's unit; None where neither the format nor the file says.
+        ours: whether the file says that nerf_bridge wrote it.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
+    normals: np.ndarray | None
     uv: np.ndarray | None
     vertex_colors: bool
     materials: tuple[str, ...]
@@ -53,6 +56,27 @@ class MeshFile:
     metadata: Mapping[str, object]
     up: str | None
     metres: float | None
+    ours: bool
+
+
+def checked_faces(faces: np.ndarray, n_vertices: int) -> np.ndarray:
+    """`faces` as they are.
+
+    Raises:
+        ValueError: one names a vertex that is not there.
+    """
+    wrong = faces[(faces < 0) | (faces >= n_vertices)]
+    if len(wrong):
+        raise ValueError(f"a face names vertex {wrong[0]} of {n_vertices}")
+    return faces
+
+
+def joined_normals(faces: list[np.ndarray], normals: list[np.ndarray | None]) -> np.ndarray | None:
+    """The corner normals of all parts, zero for those without; None where no part has any."""
+    if all(part is None for part in normals):
+        return None
+    pairs = zip(faces, normals, strict=True)
+    return np.concatenate([np.zeros((len(face), 3, 3)) if part is None else part for face, part in pairs])
 
 
 def found_texture(role: str, name: str, data: bytes | None) -> FoundTexture:

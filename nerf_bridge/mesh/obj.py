@@ -32,14 +32,14 @@ def obj_files(name: str, asset: Asset, texture_format: TextureFormat, up: Up) ->
     stem = side_stem(name)
     textures = encode_material(asset.material, texture_format)
     notes = "".join(f"# {line}\n" for line in note_lines(asset.metadata, up, "m"))
-    library = notes + _material_lines(stem, asset.material, textures)
+    library = notes + _material_lines(name, asset.material, textures)
     geometry = f"{notes}mtllib {stem}.mtl\no object\n{_geometry_lines(asset)}"
-    sides = {side_name(stem, texture): texture.data for texture in textures}
+    sides = {side_name(name, texture.role, texture.suffix): texture.data for texture in textures}
     return {**sides, f"{stem}.mtl": library.encode("utf-8"), name: geometry.encode("utf-8")}
 
 
-def _material_lines(stem: str, material: Material, textures: list[TextureFile]) -> str:
-    """The material in the words of Phong readers, and in the PBR extension (Pr, Pm, norm) for those that know it.
+def _material_lines(name: str, material: Material, textures: list[TextureFile]) -> str:
+    """The material of the .obj file `name`, for Phong readers and, as Pr, Pm and norm, for those of the PBR extension.
 
     The exponent is Blinn-Phong's of the same roughness, 2 / r^4 - 2 (Karis 2013). A normal map stands under norm alone:
     by the format map_Bump is a height map, and Blender, which takes a normal map from it, reads it as sRGB.
@@ -59,7 +59,7 @@ def _material_lines(stem: str, material: Material, textures: list[TextureFile]) 
     ]
     for texture in textures:
         key = "map_Kd" if texture.role == "base_color" else "norm"
-        lines.append(f"{key} {side_name(stem, texture)}")
+        lines.append(f"{key} {side_name(name, texture.role, texture.suffix)}")
     return "\n".join(lines) + "\n"
 
 

@@ -18,14 +18,17 @@ def read_document(path: Path) -> tuple[dict[str, Any], bytes]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError, struct.error: it is no glTF.
+        ValueError: it is no glTF, or ends too early.
     """
     data = path.read_bytes()
     if data[:4] != b"glTF":
-        return _mapping(json.loads(data)), b""
-    (length,) = struct.unpack_from("<I", data, 12)
-    document = _mapping(json.loads(data[20 : 20 + length]))
-    return document, data[28 + length :]
+        return _document(data), b""
+    if len(data) < 20:
+        raise ValueError(f"it ends after {len(data)} bytes, within its header")
+    size, length = struct.unpack_from("<II", data, 8)
+    if len(data) < size:
+        raise ValueError(f"it ends after {len(data)} of {size} bytes")
+    return _document(data[20 : 20 + length]), data[28 + length :]
 
 
 def document_metadata(document: dict[str, Any]) -> dict[str, object]:
@@ -38,17 +41,27 @@ def document_metadata(document: dict[str, Any]) -> dict[str, object]:
 
 def document_textures(document: dict[str, Any], binary: bytes, folder: Path) -> tuple[FoundTexture, ...]:
     """Every texture that a material uses, once for each use."""
-    images = document.get("images", [])
     found = []
     for material in document.get("materials", []):
         for role, texture in _used_textures(material):
-            entry = document["textures"][texture]
-            extended = [value["source"] for value in entry.get("extensions", {}).values() if "source" in value]
-            image = images[(extended or [entry["source"]])[0]]
-            name = str(image.get("uri", image.get("name", "embedded")))
-            shown = "embedded" if name.startswith("data:") else unquote(name)
-            found.append(found_texture(role, shown, _image_data(image, document, binary, folder)))
+            found.append(_texture(role, texture, document, binary, folder))
     return tuple(found)
+
+
+def _texture(role: str, texture: int, document: dict[str, Any], binary: bytes, folder: Path) -> FoundTexture:
+    entry = _entry(document, "textures", texture)
+    extended = [value["source"] for value in entry.get("extensions", {}).values() if "source" in value]
+    image = _entry(document, "images", extended[0] if extended else entry.get("source"))
+    name = str(image.get("uri", image.get("name", "embedded" if image else f"texture {texture}")))
+    shown = "embedded" if name.startswith("data:") else unquote(name)
+    return found_texture(role, shown, _image_data(image, document, binary, folder))
+
+
+def _entry(document: dict[str, Any], kind: str, number: Any) -> dict[str, Any]:
+    """Entry `number` of the list `kind`; empty when there is none."""
+    entries = document.get(kind, [])
+    inside = isinstance(number, int) and 0 <= number < len(entries)
+    return dict(entries[number]) if inside else {}
 
 
 def _used_textures(entry: dict[str, Any]) -> Iterator[tuple[str, int]]:
@@ -63,11 +76,11 @@ def _used_textures(entry: dict[str, Any]) -> Iterator[tuple[str, int]]:
 def _image_data(image: dict[str, Any], document: dict[str, Any], binary: bytes, folder: Path) -> bytes | None:
     if "uri" in image:
         return _uri_data(image["uri"], folder)
-    view = document["bufferViews"][image["bufferView"]]
-    buffer = document["buffers"][view["buffer"]]
+    view = _entry(document, "bufferViews", image.get("bufferView"))
+    buffer = _entry(document, "buffers", view.get("buffer"))
     data = _uri_data(buffer["uri"], folder) if "uri" in buffer else binary
     start = view.get("byteOffset", 0)
-    return None if data is None else data[start : start + view["byteLength"]]
+    return None if data is None else data[start : start + view.get("byteLength", 0)]
 
 
 def _uri_data(uri: str, folder: Path) -> bytes | None:
@@ -79,7 +92,11 @@ def _uri_data(uri: str, folder: Path) -> bytes | None:
         return None
 
 
-def _mapping(value: Any) -> dict[str, Any]:
+def _document(text: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"it is no glTF ({error})") from None
     if not isinstance(value, dict) or "asset" not in value:
-        raise ValueError("it is no glTF")
+        raise ValueError("it is no glTF (it has no 'asset')")
     return value

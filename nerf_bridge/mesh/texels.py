@@ -43,7 +43,7 @@ class Texels:
 
 
 def covered_texels(mesh: UnwrappedMesh, size: int, backend: str, device: torch.device | str) -> Iterator[Texels]:
-    """All texels that `rasterize_touched` finds, at most CHUNK at once, strip after strip."""
+    """All texels that `rasterize_uv` finds, at most CHUNK at once, strip after strip."""
     uv, faces = torch.as_tensor(mesh.uv, device=device).float(), torch.as_tensor(mesh.faces, device=device)
     frames = np.concatenate([mesh.vertices, mesh.normals, vertex_tangents(mesh)], axis=1)
     values = torch.as_tensor(frames, device=device).float()

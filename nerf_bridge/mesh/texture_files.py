@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,14 +63,17 @@ def encode_material(material: Material, texture_format: TextureFormat) -> list[T
 def side_stem(name: str) -> str:
     """What the files beside the one called `name` start with: its stem, with "_" for what a reader may stumble over.
 
-    White space ends a name in OBJ, and not every reader of glTF decodes an escaped URI.
+    White space ends a name in OBJ, and not every reader of glTF decodes an escaped URI. A stem with such characters
+    gets its checksum, so that "a b" and "a_b" have files of their own.
     """
-    return re.sub(r"[^\w.-]+", "_", Path(name).stem)
+    stem = Path(name).stem
+    safe = re.sub(r"[^\w.-]+", "_", stem)
+    return safe if safe == stem else f"{safe}-{zlib.crc32(stem.encode('utf-8', 'surrogateescape')):08x}"
 
 
-def side_name(stem: str, texture: TextureFile) -> str:
-    """The name of the file of `texture` beside the one whose name without suffix is `stem`."""
-    return f"{stem}_{texture.role}{texture.suffix}"
+def side_name(name: str, role: str, suffix: str) -> str:
+    """The name of the texture `role` beside the file called `name`, whose format it tells: `NAME_obj_normal.png`."""
+    return f"{side_stem(name)}_{Path(name).suffix[1:].lower()}_{role}{suffix}"
 
 
 def _encode(role: str, pixels: np.ndarray, texture_format: TextureFormat, options: dict[str, Any]) -> TextureFile:

@@ -21,6 +21,7 @@ MARCH_RESOLUTION = 64
 FOG_IOU = 0.25
 """Agreement below which no threshold makes the field's silhouettes: it is fog."""
 ADVICE = "optimise for longer (--steps), raise guidance.scale, lower optim.weight_opacity, or try another --seed"
+THIN_ADVICE = f"{ADVICE}; for parts thinner than a sample, a higher --mesh.resolution"
 
 
 def choose_threshold(grid: DensityGrid, silhouettes: Silhouettes, backend: str) -> ThresholdChoice:
@@ -62,7 +63,8 @@ def check_not_empty(grid: DensityGrid, masks: Tensor) -> None:
     if grid.highest <= LOWEST_DENSITY:
         bad = " (and it is not finite in places)" if grid.non_finite else ""
         raise RunError(
-            f"the scene is empty: the field's highest density is {grid.highest:.3g}{bad}, which is no surface; {ADVICE}"
+            f"the scene is empty: the field's highest density is {grid.highest:.3g}{bad}, which is no surface; "
+            f"{THIN_ADVICE}"
         )
     if not masks.any():
         raise RunError(

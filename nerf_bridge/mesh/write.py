@@ -16,6 +16,7 @@ from nerf_bridge.mesh.placement import Up, place
 from nerf_bridge.mesh.ply import ply_file
 from nerf_bridge.mesh.seams import without_collapsed_faces
 from nerf_bridge.mesh.stl import stl_file
+from nerf_bridge.mesh.texture_files import SUFFIXES, side_name, side_stem
 from nerf_bridge.mesh.usd import require_usd, usdz_file
 from nerf_bridge.run.files import write_all
 
@@ -70,6 +71,9 @@ def check_target(path: Path, settings: MeshConfig) -> None:
         raise UserError(f"cannot write a mesh to {path}: there is no folder {path.parent}")
     if path.is_dir():
         raise UserError(f"cannot write a mesh to {path}: it is a folder")
+    for beside in _side_paths(path, settings):
+        if beside.is_dir():
+            raise UserError(f"cannot write a mesh to {path}: {beside}, which belongs to it, is a folder")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise UserError(f"cannot write a mesh to {path}: {path.parent} cannot be written")
 
@@ -77,6 +81,16 @@ def check_target(path: Path, settings: MeshConfig) -> None:
 def file_up(path: Path, settings: MeshConfig) -> Up:
     """The axis that points up in a file named `path`."""
     return USUAL_UP[path.suffix.lower()] if settings.up == "auto" else settings.up
+
+
+def _side_paths(path: Path, settings: MeshConfig) -> list[Path]:
+    """Where the files beside the one at `path` go."""
+    library = {".obj": ".mtl", ".gltf": ".bin"}.get(path.suffix.lower())
+    if library is None:
+        return []
+    roles = ("base_color", "normal") if settings.normal_map else ("base_color",)
+    textures = [side_name(path.name, role, SUFFIXES[settings.texture_format]) for role in roles]
+    return [path.parent / name for name in (side_stem(path.name) + library, *textures)]
 
 
 def _files(path: Path, asset: Asset, settings: MeshConfig, up: Up) -> dict[str, bytes]:

@@ -52,10 +52,13 @@ class SkippingAdam(torch.optim.Adam):
         rate, root = float(group["lr"]) / (1 - beta1**step), math.sqrt(1 - beta2**step)
         keep, skip = 1.0 - float(group["lr"]) * float(group["weight_decay"]), bool(group.get("skip", False))
         numbers = (rate, root, keep, float(beta1), float(beta2), float(group["eps"]))
-        if self.backend == "torch":
-            adam_torch(gradient, parameter, *moments, *numbers, skip=skip)
+        tensors = (gradient, parameter, *moments)
+        aligned = all(tensor.data_ptr() % 16 == 0 for tensor in tensors)  # the GPU reads four numbers at a time
+        if self.backend == "torch" or not aligned:
+            adam_torch(*tensors, *numbers, skip=skip)
         else:
-            run_kernel(self.backend, "adam", gradient, parameter, *moments, gradient.numel(), *numbers, skip)
+            run_kernel(self.backend, "adam", *tensors, gradient.numel(), *numbers, skip)
+            torch.autograd.graph.increment_version(parameter)
 
 
 def adam_torch(

@@ -99,7 +99,8 @@ def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float |
         name: the C function's name without suffix; "_f32" or "_f64" is added for the dtype of the first float tensor.
         arguments: tensors become pointers (None: a null pointer), int and bool int64, float double.
     Raises:
-        TypeError: a tensor is not contiguous or lies on another device than `backend` works on.
+        TypeError: a tensor is not contiguous, lies on another device than `backend` works on, or is of a type that the
+            kernel does not take: all float32, or all float64, and halves only for kernels with "half" in their name.
         RuntimeError: the kernel reported an error.
     """
     backend = peers.kernels_of(backend)
@@ -108,7 +109,15 @@ def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float |
         if tensor.device.type != backend or not tensor.is_contiguous():
             got = "contiguous" if tensor.is_contiguous() else "strided"
             raise TypeError(f"{name}: expected contiguous tensors on {backend}, got a {got} one on {tensor.device}")
+    floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    allowed = (
+        {torch.float32, torch.float16}
+        if "half" in name
+        else {torch.float64 if torch.float64 in floats else torch.float32}
+    )
+    if not floats <= allowed:
+        raise TypeError(f"{name}: the tensors' types do not fit: {', '.join(sorted(map(str, floats)))}")
     function = getattr(library(backend), f"{name}_{'f64' if dtype == torch.float64 else 'f32'}")
     if function.argtypes is None:  # once a kernel: then calls convert plain numbers, which is quick
         function.argtypes = [*map(_c_type, arguments), ctypes.c_int64 if backend == "cpu" else ctypes.c_void_p]

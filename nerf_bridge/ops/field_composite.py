@@ -63,6 +63,9 @@ def field_composite(
     check_float("raw", raw, backend)
     check_tensor("middles", middles, (n_rays,), like=raw)
     check_tensor("behind", behind, (n_rays, 3), like=raw)
+    for name, tensor in (("t_starts", samples.t_starts), ("t_ends", samples.t_ends)):
+        check_tensor(name, tensor, (samples.n,), like=raw)
+    check_tensor("points", samples.points, (samples.n, 3), like=raw)
     if backend in ("torch", "nerfacc"):
         return field_composite_torch(raw, samples, middles, behind, activation, backend)
     packed = (samples.points, samples.t_starts, samples.t_ends, samples.packed_info, middles)
@@ -86,18 +89,25 @@ def field_composite_torch(
     u = (samples.t_mids - middles[samples.ray_indices])[:, None]
     features = torch.cat([torch.sigmoid(raw[:, 1:]), u, u * u], dim=1)
     sigmas = activation(raw[:, 0], samples.points)
-    lit = transmittance_before(sigmas.detach(), samples) >= EARLY_STOP
+    lit = ~(transmittance_before(sigmas.detach(), samples) < EARLY_STOP)  # what is no number stays
     seen = (torch.where(lit, sigmas, 0.0), torch.where(lit[:, None], features, 0.0))
     sums, opacity, _, _ = composite(*seen, samples.t_starts, samples.t_ends, samples.packed_info, backend)
     return pixels_of(sums, opacity, middles, behind)
 
 
 def transmittance_before(sigmas: Tensor, samples: Samples) -> Tensor:
-    """The light [n] that reaches the start of each sample, in plain torch operations; counted from each ray's start."""
-    thickness = (sigmas * (samples.t_ends - samples.t_starts)).double()
-    before = thickness.cumsum(0) - thickness
-    starts = samples.packed_info[samples.ray_indices, 0]
-    return torch.exp(before[starts] - before)
+    """The light [n] that reaches the start of each sample, in plain torch operations.
+
+    Each ray is a row of [n_rays, longest], so that what is no number in one ray stays there.
+    """
+    start, count = samples.packed_info.unbind(1)
+    column = torch.arange(int(count.max()) if len(count) else 0, device=sigmas.device)
+    inside = column < count[:, None]
+    place = (start[:, None] + column)[inside]
+    rows = sigmas.new_zeros(inside.shape)
+    rows[inside] = (sigmas * (samples.t_ends - samples.t_starts))[place]
+    before = torch.cat([rows.new_zeros(len(rows), 1), rows.cumsum(1)[:, :-1]], dim=1)[:, : rows.shape[1]]
+    return torch.ones_like(sigmas).index_put((place,), torch.exp(-before)[inside])
 
 
 def pixels_of(sums: Tensor, opacity: Tensor, middles: Tensor, behind: Tensor) -> Tensor:

@@ -257,7 +257,7 @@ class _TableGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         points, grad_out = ctx.saved_tensors
-        table = grads[0].contiguous()
+        table = aligned(grads[0])
         need_points, need_out = ctx.needs_input_grad[:2]
         return (
             encode_bwd_points(points, None, table, grad_out, ctx.spec, ctx.backend) if need_points else None,

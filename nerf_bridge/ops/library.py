@@ -209,7 +209,7 @@ def _encode_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _encode_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     (points, table), how = ctx.saved_tensors, (ctx.shape, ctx.backend)
     need_points, need_table = ctx.needs_input_grad[:2]
-    grad_points = KERNELS.hash_encode_bwd_points(points, None, table, grad_out, *how) if need_points else None
+    grad_points = KERNELS.hash_encode_point_gradient(points, table, grad_out, *how) if need_points else None
     grad_table = KERNELS.hash_encode_bwd_table(points, None, grad_out, *how) if need_table else None
     return grad_points, grad_table, None, None
 

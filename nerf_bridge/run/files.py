@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -48,8 +49,11 @@ def write_all(files: Mapping[Path, bytes]) -> None:
     hidden names.
 
     Raises:
-        OSError: writing failed; old files are as they were, and no new ones are there.
+        OSError: writing failed, or a folder stands where a file should go; what was there is as it was, and no new
+            files are there.
     """
+    for path in files:
+        _refuse_folder(path)
     if len(files) == 1:
         ((path, data),) = files.items()
         write_bytes(path, data)
@@ -63,6 +67,7 @@ def write_all(files: Mapping[Path, bytes]) -> None:
             new[path].write_bytes(data)
             sync(new[path])
         for path in files:
+            _refuse_folder(path)  # it may have come while the others were written
             placed.append(path)
             if path.exists():
                 os.replace(path, old[path])
@@ -73,11 +78,21 @@ def write_all(files: Mapping[Path, bytes]) -> None:
                 os.replace(old[path], path)
             elif not new[path].exists():
                 path.unlink(missing_ok=True)
-        for path in files:
-            new[path].unlink(missing_ok=True)
+        _remove(new.values())
         raise
-    for path in files:
-        old[path].unlink(missing_ok=True)
+    _remove(old.values())
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Remove what is there of `paths`; what cannot be removed stays, since by then success or failure is settled."""
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

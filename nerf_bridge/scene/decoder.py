@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nerf_bridge.ops.backend import run_kernel
+from nerf_bridge.ops.backend import check_tensor, run_kernel
 
 CPU_CHUNK = 8192  # rows whose activations (1 MiB at width 32) stay in a core's cache
 KERNEL_WIDTHS = (16, 32, 64, 128)
@@ -38,7 +38,14 @@ def decode(
 
     Returns:
         [n, o]. Differentiable once, in all five arguments.
+
+    Raises:
+        ValueError: a shape, dtype or device does not fit.
     """
+    (n_outputs, width), n_inputs = out_weight.shape, features.shape[1]
+    check_tensor("hidden_weight", hidden_weight, (width, n_inputs), like=features)
+    check_tensor("hidden_bias", hidden_bias, (width,), like=features)
+    check_tensor("out_bias", out_bias, (n_outputs,), like=features)
     by_kernel = backend == "cpu" and hidden_weight.shape[0] in KERNEL_WIDTHS
     function = _DecodeByKernel if by_kernel else _Decode
     return function.apply(features, hidden_weight, hidden_bias, out_weight, out_bias)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nerf_bridge.config import FieldConfig
 from nerf_bridge.ops.field_composite import DensityActivation
 from nerf_bridge.ops.grid_mlp import can_run, grid_mlp
-from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode
+from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode, hash_encode_point_gradient
 from nerf_bridge.scene.decoder import decode
 
 TABLE_INIT = 1e-4  # half-width of the uniform distribution of the table's entries at the start (Mueller et al. 2022)
@@ -107,15 +107,12 @@ class HashGridField(nn.Module):
         Returns:
             [n, 3] of unit length, shorter only where the density is flat (zero where it is constant).
         """
-        differentiable = torch.is_grad_enabled()
-        table = self.table if differentiable else self.table.detach()
-        with torch.enable_grad():
-            place = points.detach().requires_grad_()
-            features = hash_encode(0.5 * place + 0.5, table, self.spec, self.backend)
+        place = 0.5 * points.detach() + 0.5
         with torch.no_grad():  # 1 where the ReLU lets through, else 0: constant almost everywhere
+            features = hash_encode(place, self.table, self.spec, self.backend)
             passed = nn.functional.linear(features, self.hidden_weight, self.hidden_bias).relu_().sign_()
         grad_features = (passed * self.out_weight[0]) @ self.hidden_weight  # d raw / d features
-        (uphill,) = torch.autograd.grad(features, place, grad_features, create_graph=differentiable)
+        uphill = 0.5 * hash_encode_point_gradient(place, self.table, grad_features, self.spec, self.backend)
         outward = points * torch.rsqrt((points * points).sum(-1, keepdim=True) + MIN_GRADIENT_SQUARED)
         downhill = (self.settings.blob_scale / self.settings.blob_radius) * outward - uphill
         return downhill * torch.rsqrt((downhill * downhill).sum(-1, keepdim=True) + MIN_GRADIENT_SQUARED)

@@ -70,9 +70,10 @@ class OccupancyGrid(nn.Module):
             generator: source of every draw, on any device.
         """
         cells = self._cells_to_visit(generator)
-        sigma = field.density(self._jittered_points(cells, generator))
+        sigma = field.density(self._jittered_points(cells, generator)).to(self.ema.dtype)
         ema = self.ema.view(-1)
-        ema[cells] = torch.maximum(decay * ema[cells], sigma.to(ema.dtype))
+        known = decay * ema[cells]
+        ema[cells] = torch.where(torch.isfinite(sigma), torch.maximum(known, sigma), known)
         opacity = -torch.expm1(-self.ema * step_size)
         self.occupied.copy_((opacity >= (MEAN_SLACK * opacity.mean()).clamp(max=threshold)) & (opacity > 0))
         self.n_updates += 1

@@ -7,6 +7,7 @@ has no event loop, so the timers are called here.
 from __future__ import annotations
 
 import json
+import struct
 import sys
 import time
 from pathlib import Path
@@ -109,21 +110,42 @@ def material_facts(material) -> dict:
     return {"name": material.name, "images": images, **values}
 
 
-def wrong_files(folder: Path) -> dict:
+def data_blocks() -> set[str]:
+    """Everything that an import could leave behind."""
+    kinds = ("objects", "meshes", "materials", "images", "node_groups", "collections")
+    return {f"{kind} {block.name}" for kind in kinds for block in getattr(bpy.data, kind)}
+
+
+def with_changes(source: Path, target: Path, changes: dict) -> None:
+    """Copy a GLB whose JSON is changed: the entries of `changes` take the place of its own."""
+    data = source.read_bytes()
+    (length,) = struct.unpack_from("<I", data, 12)
+    text = json.dumps(json.loads(data[20 : 20 + length]) | changes).encode()
+    text += b" " * (-len(text) % 4)
+    rest = data[20 + length :]
+    start = struct.pack("<4sIIII", b"glTF", 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A)
+    target.write_bytes(start + text + rest)
+
+
+def wrong_files(folder: Path, asset: Path) -> dict:
     """Importing what is no asset; the scene stays as it was."""
-    before = len(bpy.data.objects)
     (folder / "text.glb").write_text("no mesh", encoding="utf-8")
     bpy.ops.mesh.primitive_cube_add()
     bpy.ops.export_scene.gltf(filepath=str(folder / "cube.glb"), use_selection=True)
-    bpy.data.objects.remove(bpy.context.object)
+    unlit = {"name": "flat", "pbrMetallicRoughness": {"baseColorTexture": {"index": 0}}}
+    unlit |= {"extensions": {"KHR_materials_unlit": {}}}
+    with_changes(asset, folder / "unlit.glb", {"materials": [unlit], "extensionsUsed": ["KHR_materials_unlit"]})
+    with_changes(asset, folder / "list.glb", {"asset": []})
+    chosen, before = bpy.context.object, data_blocks()
     cube = (folder / "cube.glb").read_bytes()
     (folder / "cut.glb").write_bytes(cube[: len(cube) - 600])
-    names = ("text.glb", "cube.glb", "cut.glb", "nothing.glb")
+    names = ("text.glb", "cube.glb", "cut.glb", "nothing.glb", "unlit.glb", "list.glb")
     tries = {name: lambda name=name: bpy.ops.nerf_bridge.import_asset(filepath=str(folder / name)) for name in names}
-    return {
-        "errors": {name: refused(run) for name, run in tries.items()},
-        "left": len(bpy.data.objects) - before,
-    }
+    errors = {name: refused(run) for name, run in tries.items()}
+    left = sorted(data_blocks() - before)
+    selected = bpy.context.object == chosen and bpy.context.selected_objects == [chosen]
+    bpy.data.objects.remove(chosen)
+    return {"errors": errors, "left": left, "selected": selected}
 
 
 def follow_to_the_end() -> list[str]:
@@ -250,7 +272,11 @@ def main(archive: str, runs: str, asset: str, other: str, command: str, report: 
     seen = {"install": install(archive), "listing": listing(runs), "damaged": damaged_picture(folder.parent)}
     seen |= {"drawn": draw_panels(), "cursor": imported(asset, "CURSOR"), "other": imported(other, "CURSOR")}
     seen |= {"origin": imported(asset, "ORIGIN")}
-    seen |= {"wrong": wrong_files(folder.parent), "generation": generation(command, folder), "edit": in_edit_mode()}
+    seen |= {
+        "wrong": wrong_files(folder.parent, Path(asset)),
+        "generation": generation(command, folder),
+        "edit": in_edit_mode(),
+    }
     seen |= {"bad": bad_ends(folder), "off": switch_off(folder)}
     Path(report).write_text(json.dumps(seen), encoding="utf-8")
 

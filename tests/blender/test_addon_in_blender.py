@@ -118,8 +118,10 @@ def test_what_is_no_asset_is_refused_in_one_line_and_leaves_the_scene_alone(seen
     assert "text.glb is not a GLB file" in errors["text.glb"]
     assert "cube.glb is not an asset of nerf_bridge: expected one mesh with one material" in errors["cube.glb"]
     assert "cut.glb: Bad GLB: file size" in errors["cut.glb"] and "cannot read" in errors["nothing.glb"]
+    assert "unlit.glb is not an asset of nerf_bridge: expected a material that takes light" in errors["unlit.glb"]
+    assert "its entry `asset` is no object" in errors["list.glb"]
     assert all(error and "\n" not in error for error in errors.values())
-    assert seen["wrong"]["left"] == 0
+    assert seen["wrong"]["left"] == [] and seen["wrong"]["selected"]
 
 
 def test_a_generation_shows_its_progress_and_ends_as_an_object(seen: dict[str, Any]) -> None:

@@ -102,7 +102,7 @@ def test_an_eye_outside_sees_the_skin_not_the_core() -> None:
             return 1000 * (points.norm(dim=-1) < 0.5).float(), torch.where(core, torch.tensor(BLUE), torch.tensor(RED))
 
     point, normal = torch.tensor([[0.5, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
-    assert torch.allclose(seen_colors(source_of(Layered([]), 0.04), point, normal), torch.tensor([RED]), atol=1e-3)
+    assert torch.allclose(seen_colors(source_of(Layered([]), 0.04), point, normal)[0], torch.tensor([RED]), atol=1e-3)
 
 
 def test_colours_that_are_no_numbers_are_left_out() -> None:
@@ -114,8 +114,29 @@ def test_colours_that_are_no_numbers_are_left_out() -> None:
             return sigma, albedo
 
     points = torch.tensor([[0.5, 0.0, 0.0], [0.9, 0.0, 0.0]])
-    colors = seen_colors(source_of(Broken([]), 0.04), points, torch.tensor([[1.0, 0, 0]]).repeat(2, 1))
+    colors, known = seen_colors(source_of(Broken([]), 0.04), points, torch.tensor([[1.0, 0, 0]]).repeat(2, 1))
     assert torch.allclose(colors, torch.tensor([RED, (0.5, 0.5, 0.5)]), atol=1e-5)
+    assert known.tolist() == [True, False]
+
+
+class ColourlessAbove(AnalyticField):
+    """Colours are not numbers where z is above 0."""
+
+    def __call__(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sigma, albedo = super().__call__(points)
+        return sigma, torch.where(points[:, 2:] > 0, float("nan"), albedo)
+
+
+def test_colours_that_are_no_numbers_are_counted_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    parts = [(sphere((0.0, 0.0, 0.0), 0.6), GREEN)]
+    mesh = clean(marching_cubes(sample_density(AnalyticField(parts), all_occupied(), 32), 40.0), 1e-4, 0.1)
+    unwrapped = unwrap(to_face_count(mesh, 500, 0.1), 64, 60.0, 4.0, NO_XATLAS)
+    bake(unwrapped, source_of(AnalyticField(parts), 2 / 32), 64, "torch", None)
+    assert "not a number" not in caplog.text
+    bake(unwrapped, source_of(ColourlessAbove(parts), 2 / 32), 64, "torch", None)
+    (line,) = (message for message in caplog.messages if "colour is not a number" in message)
+    grey, of = (int(word) for word in line.replace(";", "").split() if word.isdigit())
+    assert 0.3 * of < grey < 0.6 * of and "grey" in line
 
 
 def test_space_between_charts_takes_the_nearest_colour() -> None:

@@ -18,7 +18,7 @@ from nerf_bridge.config import MeshConfig
 from nerf_bridge.errors import UserError
 from nerf_bridge.mesh.data import Asset, Material, UnwrappedMesh
 from nerf_bridge.mesh.gltf import glb_file, gltf_files, load_textured_mesh
-from nerf_bridge.mesh.texture_files import TextureFormat
+from nerf_bridge.mesh.texture_files import TextureFormat, side_stem
 from nerf_bridge.mesh.write import write_asset
 from nerf_bridge.scene.mesh_render import Texture
 
@@ -116,7 +116,9 @@ def test_another_reader_finds_the_same_content(texture_format: TextureFormat) ->
 
 def test_the_files_beside_a_gltf_are_named_after_it(tmp_path: Path) -> None:
     files = gltf_files("a 椅子.gltf", triangle(NORMAL), "jpeg")
-    assert list(files) == ["a_椅子.bin", "a_椅子_base_color.jpg", "a_椅子_normal.jpg", "a 椅子.gltf"]
+    stem = side_stem("a 椅子.gltf")
+    assert stem.startswith("a_椅子-")
+    assert list(files) == [f"{stem}.bin", f"{stem}_gltf_base_color.jpg", f"{stem}_gltf_normal.jpg", "a 椅子.gltf"]
     document = json.loads(files["a 椅子.gltf"])
     assert [entry["uri"] for entry in (*document["buffers"], *document["images"])] == list(files)[:3]
     for name, data in files.items():

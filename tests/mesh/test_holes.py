@@ -13,7 +13,6 @@ from nerf_bridge.mesh.holes import close_boundaries, close_gaps
 from nerf_bridge.mesh.surface import marching_cubes, sample_density
 
 N = 32
-CELL = 2 / N
 CUBE = Mesh(
     np.array([[x, y, z] for x in (0.0, 1.0) for y in (0.0, 1.0) for z in (0.0, 1.0)]),
     np.array(
@@ -34,21 +33,21 @@ def plate_with_hole(width: int) -> DensityGrid:
 def test_holes_up_to_the_width_are_closed_and_wider_ones_stay(width: int) -> None:
     grid = plate_with_hole(width)
     solid = plate_with_hole(0).sigma
-    assert torch.equal(close_gaps(grid, width * CELL).sigma, solid)
-    assert torch.equal(close_gaps(grid, (width - 0.01) * CELL).sigma, grid.sigma)
+    assert torch.equal(close_gaps(grid, width).sigma, solid)
+    assert torch.equal(close_gaps(grid, width - 1).sigma, grid.sigma)
 
 
 def test_the_edge_of_the_kept_box_is_no_hole() -> None:
     sigma = torch.zeros(6, 6, 6)
     sigma[:2, :2, :2] = 9.0
     grid = DensityGrid(sigma.half(), (5, 5, 5), N, 0)
-    assert torch.equal(close_gaps(grid, 3 * CELL).sigma, grid.sigma)
+    assert torch.equal(close_gaps(grid, 3).sigma, grid.sigma)
 
 
 @pytest.mark.parametrize("field", [sphere_field(), l_field()], ids=["sphere", "l"])
 def test_shapes_without_gaps_hardly_change(field) -> None:
     grid = sample_density(field, all_occupied(), 64)
-    closed = close_gaps(grid, grid.cell)
+    closed = close_gaps(grid, 1)
     assert (closed.sigma >= grid.sigma).all()
     before, after = (face_volumes(marching_cubes(g, 40.0)).sum() for g in (grid, closed))
     assert before <= after < 1.01 * before

@@ -12,6 +12,7 @@ N = 32
 AXIS = (np.arange(N) + 0.5) * (2 / N) - 1
 X, Y, Z = np.meshgrid(AXIS, AXIS, AXIS, indexing="ij")
 RADIUS = np.sqrt(X**2 + Y**2 + Z**2)
+ALONG_SAMPLES = [d for d in DIRECTIONS if all(c in (-1, 0, 1) for c in d)]
 
 
 def whole_box(sigma: np.ndarray) -> DensityGrid:
@@ -23,13 +24,13 @@ def filled_at(sigma: np.ndarray, threshold: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("block", [7, 32])
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("direction", ALONG_SAMPLES)
 def test_optical_depth_of_a_constant_density_is_density_times_length(
-    direction: tuple[int, int, int], block: int, monkeypatch: pytest.MonkeyPatch
+    direction: tuple[float, float, float], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interior, "BLOCK", block)
     depth = least_depth(torch.full((N, N, N), 3.0), 2 / N, (direction,)).float().numpy()
-    steps = np.array(direction)
+    steps = np.array(direction, dtype=int)
     start = np.where(steps > 0, 0, N - 1)
     for k in (0, 5, 20):  # along the diagonal that enters at a corner, or through the middle of a face
         index = np.where(steps == 0, N // 2, start + k * steps)
@@ -79,3 +80,31 @@ def test_the_densest_fields_stay_finite() -> None:
     solid = np.where(RADIUS < 0.5, 6e4, 0.0)
     filled = fill_unseen(whole_box(solid), 5e4).sigma
     assert torch.isfinite(filled).all() and np.array_equal(filled.float().numpy() > 5e4, RADIUS < 0.5)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS[:: len(DIRECTIONS) // 16])
+def test_along_a_slanted_direction_light_goes_straight(direction: tuple[float, float, float]) -> None:
+    """A wall throws a shadow where the light says, sharp to a sample, however far behind."""
+    sigma = torch.zeros(N, N, N)
+    sigma[N // 2, N // 2, N // 2] = 1e3
+    shadow = (least_depth(sigma, 2 / N, (direction,)) > 1).nonzero().numpy() - N // 2
+    along = np.array(direction)
+    steps = np.round((shadow * along).sum(axis=1) / (along**2).sum())
+    off_line = shadow - (shadow @ along / (along @ along))[:, None] * along
+    assert len(shadow) >= 10 and steps.min() >= 0 and np.abs(off_line).max() <= 1.01
+
+
+@pytest.mark.parametrize("azimuth_deg", [0.0, 5.6, 11.25, 17.0, 22.5, 33.75])
+def test_a_tube_that_one_can_look_through_stays_open(azimuth_deg: float) -> None:
+    a = np.radians(azimuth_deg)
+    along, across = np.cos(a) * X + np.sin(a) * Y, np.hypot(np.cos(a) * Y - np.sin(a) * X, Z)
+    walls = (np.abs(along) < 0.8) & (across > 0.2) & (across < 0.4)
+    filled = filled_at(np.where(walls, 40.0, 0.0), 10.0)
+    assert not filled[(across < 0.13) & (np.abs(along) < 0.9)].any()
+
+
+def test_a_bell_open_underneath_is_filled_only_where_no_light_reaches() -> None:
+    bell = (RADIUS > 0.6) & (RADIUS < 0.8) & (Z > -0.1)
+    filled = filled_at(np.where(bell, 40.0, 0.0), 10.0)
+    assert not filled[(RADIUS < 0.5) & (Z < -0.03)].any()
+    assert filled[(RADIUS < 0.4) & (Z > 0.35)].all()

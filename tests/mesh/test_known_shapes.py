@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,14 @@ def pierced_box(points: torch.Tensor) -> torch.Tensor:
     return torch.maximum(box((0.0, 0.0, 0.0), (0.55, 0.5, 0.3))(points), hole)
 
 
+def slanted_tube(points: torch.Tensor) -> torch.Tensor:
+    """A tube along a horizontal line between the axes and the diagonals."""
+    cosine, sine = math.cos(math.radians(22.5)), math.sin(math.radians(22.5))
+    along = cosine * points[:, 0] + sine * points[:, 1]
+    across = torch.hypot(cosine * points[:, 1] - sine * points[:, 0], points[:, 2])
+    return torch.maximum((across - 0.21).abs() - 0.09, along.abs() - 0.85)
+
+
 class SharpField(AnalyticField):
     """The density rises within a tenth of a cell, so that there is no doubt where the surface is."""
 
@@ -50,6 +59,7 @@ SHAPES = {
     "sphere": Shape(SharpField([(sphere((0.1, 0.0, -0.1), 0.6), RED)]), 0, 1),
     "torus": Shape(SharpField(torus_field().parts), 1, 1),
     "box with a hole": Shape(SharpField([(pierced_box, GREEN)]), 1, 1),
+    "slanted tube": Shape(SharpField([(slanted_tube, RED)]), 1, 1),
     "two bodies": Shape(
         SharpField([(sphere((-0.45, 0.0, 0.0), 0.38), RED), (box((0.5, 0.1, 0.1), (0.3, 0.3, 0.3)), BLUE)]), 0, 2
     ),

@@ -73,19 +73,19 @@ def test_embedded_and_missing_pictures_of_a_gltf(tmp_path: Path) -> None:
     Image.new("RGB", (3, 2)).save(stream, format="JPEG")
     document["images"][0]["uri"] = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
     (tmp_path / "a.gltf").write_text(json.dumps(document))
-    (tmp_path / "a_normal.png").write_bytes(b"no picture")
+    (tmp_path / "a_gltf_normal.png").write_bytes(b"no picture")
     assert read_mesh(tmp_path / "a.gltf").textures == (
         FoundTexture("baseColor", "embedded", 3, 2, "JPEG"),
-        FoundTexture("normal", "a_normal.png", 0, 0, ""),
+        FoundTexture("normal", "a_gltf_normal.png", 0, 0, ""),
     )
-    (tmp_path / "a_normal.png").unlink()
-    assert read_mesh(tmp_path / "a.gltf").textures[1] == FoundTexture("normal", "a_normal.png", 0, 0, "")
+    (tmp_path / "a_gltf_normal.png").unlink()
+    assert read_mesh(tmp_path / "a.gltf").textures[1] == FoundTexture("normal", "a_gltf_normal.png", 0, 0, "")
 
 
 def test_missing_pictures_and_libraries_of_an_obj(tmp_path: Path) -> None:
     write_asset(tmp_path / "a.obj", cuboid_asset(), MeshConfig())
-    (tmp_path / "a_base_color.png").unlink()
-    assert read_mesh(tmp_path / "a.obj").textures[0] == FoundTexture("map_Kd", "a_base_color.png", 0, 0, "")
+    (tmp_path / "a_obj_base_color.png").unlink()
+    assert read_mesh(tmp_path / "a.obj").textures[0] == FoundTexture("map_Kd", "a_obj_base_color.png", 0, 0, "")
     (tmp_path / "a.mtl").unlink()
     assert read_mesh(tmp_path / "a.obj").textures == (FoundTexture("mtllib", "a.mtl", 0, 0, ""),)
 
@@ -120,7 +120,15 @@ def test_a_usd_stage_with_quads_instances_of_size_and_other_units(tmp_path: Path
         ("a.ply", b"ply\nformat ascii 1.0\nend_header\n", "it holds no triangles|cannot read"),
         ("a.stl", b"", "cannot read a mesh"),
         ("a.obj", b"v 1 2 3\n", "cannot read a mesh"),
-        ("a.usdz", b"PK no archive", "cannot read a mesh"),
+        ("a.usdz", b"PK no archive", "it is damaged: Failed to open layer"),
+        ("b.glb", b"", "it is empty"),
+        ("b.usdz", b"", "it is empty"),
+        ("b.glb", b"glTF" + bytes(6), "it is damaged: it ends after 10 bytes, within its header"),
+        ("b.glb", b"glTF" + (2).to_bytes(4, "little") + (99).to_bytes(4, "little") + bytes(8), "after 20 of 99 bytes"),
+        ("b.gltf", b"[1]", "it is damaged: it is no glTF"),
+        ("b.stl", bytes(40), "it is damaged: it ends after 40 bytes, within its header"),
+        ("b.stl", bytes(80) + (9).to_bytes(4, "little") + bytes(50), "it is damaged: it ends after 134 of 534 bytes"),
+        ("b.obj", b"v 1 2 3\nv 1 2 4\nf 1 2 9\n", "it is damaged: something in it names what is not there"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_a_line(
@@ -132,7 +140,37 @@ def test_what_cannot_be_read_is_told_in_a_line(
         (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=words) as told:
         read_mesh(tmp_path / name)
-    assert name in str(told.value) and "\n" not in str(told.value)
+    assert name in str(told.value) and "\n" not in str(told.value) and "pxrInternal" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("counts", "indices", "words"),
+    [([3], [0, 1, 9], "a face names vertex 9 of 3"), ([4], [0, 1, 2], "its polygons have 4 corners, but 3 are listed")],
+)
+def test_damaged_usd_faces_are_told_in_a_line(
+    counts: list[int], indices: list[int], words: str, tmp_path: Path
+) -> None:
+    stage = Usd.Stage.CreateNew(str(tmp_path / "a.usda"))
+    shape = UsdGeom.Mesh.Define(stage, "/plate")
+    shape.CreatePointsAttr([(0, 0, 0), (1, 0, 0), (1, 1, 0)])
+    shape.CreateFaceVertexCountsAttr(counts)
+    shape.CreateFaceVertexIndicesAttr(indices)
+    stage.GetRootLayer().Save()
+    with pytest.raises(UserError, match=words):
+        read_mesh(tmp_path / "a.usda")
+
+
+def test_a_mirrored_usd_mesh_is_not_inside_out(tmp_path: Path) -> None:
+    stage = Usd.Stage.CreateNew(str(tmp_path / "a.usda"))
+    box = trimesh.creation.box()
+    shape = UsdGeom.Mesh.Define(stage, "/box")
+    shape.CreatePointsAttr(box.vertices.tolist())
+    shape.CreateFaceVertexCountsAttr([3] * 12)
+    shape.CreateFaceVertexIndicesAttr(box.faces.reshape(-1).tolist())
+    shape.AddScaleOp().Set(Gf.Vec3f(-1, 1, 1))
+    stage.GetRootLayer().Save()
+    found = read_mesh(tmp_path / "a.usda")
+    assert trimesh.Trimesh(found.vertices, found.faces, process=False).volume == pytest.approx(1)
 
 
 def test_without_usd_core_the_remedy_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

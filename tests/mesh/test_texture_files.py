@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nerf_bridge.mesh.data import Material
-from nerf_bridge.mesh.texture_files import TextureFormat, encode_material, side_name
+from nerf_bridge.mesh.texture_files import TextureFormat, encode_material, side_name, side_stem
 
 RAMP = np.stack([*np.meshgrid(np.arange(64) * 4, np.arange(64) * 4), np.full((64, 64), 90)], axis=2).astype(np.uint8)
 EDGE = np.zeros((64, 64, 3), dtype=np.uint8)
@@ -35,7 +35,15 @@ def test_formats_and_what_they_lose(
         assert (image.format or "").lower() == texture_format and image.size == (64, 64) and image.mode == "RGB"
         assert np.abs(np.asarray(image).astype(int) - source).max() <= bound
         assert texture.mime == f"image/{texture_format}" and texture.suffix == suffix
-    assert (side_name("a", color), side_name("a", normal)) == (f"a_base_color{suffix}", f"a_normal{suffix}")
+    names = [side_name("a.obj", texture.role, texture.suffix) for texture in (color, normal)]
+    assert names == [f"a_obj_base_color{suffix}", f"a_obj_normal{suffix}"]
+
+
+def test_names_that_differ_in_format_or_in_a_space_have_side_files_of_their_own() -> None:
+    names = ("a b.obj", "a_b.obj", "a  b.obj", "a_b.gltf")
+    assert len({side_name(name, "normal", ".png") for name in names}) == len(names)
+    assert side_stem("a_b.obj") == "a_b" and side_stem("a b.obj").startswith("a_b-")
+    assert all(" " not in side_stem(name) for name in names)
 
 
 def test_without_a_normal_map_there_is_one_file() -> None:

@@ -18,6 +18,7 @@ from pxr import Usd, UsdGeom, UsdShade
 from nerf_bridge.config import MeshConfig
 from nerf_bridge.errors import UserError
 from nerf_bridge.mesh import usd, write
+from nerf_bridge.mesh.texture_files import side_stem
 from nerf_bridge.mesh.write import USUAL_UP, check_target, write_asset
 from nerf_bridge.run import files as run_files
 
@@ -142,11 +143,51 @@ def test_the_same_asset_gives_the_same_bytes(suffix: str, tmp_path: Path) -> Non
 def test_the_files_beside_an_obj_are_named_after_it_without_spaces(tmp_path: Path) -> None:
     write_asset(tmp_path / "my chair.obj", cuboid_asset(), SETTINGS)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"my chair.obj", "my_chair.mtl", "my_chair_base_color.png", "my_chair_normal.png"}
-    library = (tmp_path / "my_chair.mtl").read_text()
-    assert "map_Kd my_chair_base_color.png\nnorm my_chair_normal.png\n" in library
+    stem = side_stem("my chair.obj")
+    color, normal = f"{stem}_obj_base_color.png", f"{stem}_obj_normal.png"
+    assert stem.startswith("my_chair-") and names == {"my chair.obj", f"{stem}.mtl", color, normal}
+    library = (tmp_path / f"{stem}.mtl").read_text()
+    assert f"map_Kd {color}\nnorm {normal}\n" in library
     assert "Pr 0.4\nPm 0.25\n" in library and "# seed: 7\n" in library
     assert read(tmp_path / "my chair.obj").visual.material.image.size == (48, 48)
+
+
+def test_all_formats_under_one_stem_keep_their_own_textures(tmp_path: Path) -> None:
+    """Each format gets a red of its own; with the others beside it, every file still shows that one."""
+    reds = {suffix: 40 * index for index, suffix in enumerate(SUFFIXES)}
+    for suffix, red in reds.items():
+        asset = cuboid_asset()
+        color = np.full_like(asset.material.base_color, (red, 100, 50))
+        write_asset(
+            tmp_path / f"x{suffix}", replace(asset, material=replace(asset.material, base_color=color)), SETTINGS
+        )
+    for suffix in (".glb", ".gltf", ".obj"):
+        material = read(tmp_path / f"x{suffix}").visual.material
+        image = material.image if suffix == ".obj" else material.baseColorTexture
+        assert np.asarray(image.convert("RGB"))[0, 0].tolist() == [reds[suffix], 100, 50], suffix
+    assert picture_in(tmp_path / "x.usdz", "textures/base_color.png")[0, 0].tolist() == [reds[".usdz"], 100, 50]
+    assert read(tmp_path / "x.ply").visual.vertex_colors[0, :3].tolist() == [reds[".ply"], 100, 50]
+    assert len(read(tmp_path / "x.stl").faces) == 12
+
+
+@pytest.mark.parametrize(("name", "beside"), [("w.obj", "w.mtl"), ("w.obj", "w_obj_normal.png"), ("w.gltf", "w.bin")])
+def test_a_folder_where_a_side_file_goes_is_refused_and_stays(name: str, beside: str, tmp_path: Path) -> None:
+    (tmp_path / beside).mkdir()
+    (tmp_path / beside / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match=f"{beside}, which belongs to it, is a folder"):
+        check_target(tmp_path / name, SETTINGS)
+    with pytest.raises(IsADirectoryError):
+        write_asset(tmp_path / name, cuboid_asset(), SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == [beside]
+    assert (tmp_path / beside / "mine.txt").read_text() == "mine"
+
+
+def test_the_paths_checked_before_are_those_written(tmp_path: Path) -> None:
+    for suffix in SUFFIXES:
+        path = tmp_path / suffix[1:] / f"a b{suffix}"
+        path.parent.mkdir()
+        write_asset(path, cuboid_asset(), SETTINGS)
+        assert {path, *write._side_paths(path, SETTINGS)} == set(path.parent.iterdir())
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -92,3 +92,21 @@ def test_closures_are_refused():
     optimiser = SkippingAdam([{"params": [torch.zeros(1, requires_grad=True)], "lr": 1.0}], (0.9, 0.99), 1e-6, "torch")
     with pytest.raises(AssertionError, match="closures"):
         optimiser.step(lambda: 0.0)
+
+
+@pytest.mark.compiler
+def test_a_graph_that_saved_the_parameter_knows_that_it_has_changed():
+    parameter = torch.ones(8, requires_grad=True)
+    loss = (parameter * parameter).sum()
+    parameter.grad = torch.ones(8)
+    SkippingAdam([{"params": [parameter], "lr": 0.1}], (0.9, 0.99), 1e-6, "cpu").step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.compiler
+def test_halves_are_refused():
+    parameter = torch.ones(8, dtype=torch.half, requires_grad=True)
+    parameter.grad = torch.ones(8, dtype=torch.half)
+    with pytest.raises(TypeError, match="types do not fit: torch.float16"):
+        SkippingAdam([{"params": [parameter], "lr": 0.1}], (0.9, 0.99), 1e-6, "cpu").step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -154,5 +155,29 @@ def test_the_real_compiler_builds_all_cpu_kernels(tmp_path):
 @pytest.mark.slow
 @pytest.mark.nvcc
 def test_plain_nvcc_builds_the_cuda_kernels_without_a_gpu(tmp_path):
-    library = build.build_library("cuda", tmp_path, ("sm_80", "sm_90"))
+    library = build.build_library("cuda", tmp_path, ("sm_75", "sm_80", "sm_90"))
     assert build.is_current(library, "cuda", "sm_90") and build.is_current(library, "cuda", "sm_80")
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_kernels_work_without_the_compilers_optimisation(tmp_path):
+    """Vectors that optimised code keeps in registers then lie in memory, and must be aligned there."""
+    compiler = tmp_path / "plain"
+    compiler.write_text(f'#!/bin/sh\nexec {build.find_compiler("cpu")} "$@" -O0\n')
+    compiler.chmod(0o755)
+    program = (
+        "import torch\n"
+        "from nerf_bridge.scene.decoder import decode\n"
+        "shapes = ((101, 24), (32, 24), (32,), (4, 32), (4,))\n"
+        "values = [torch.ones(shape, requires_grad=True) for shape in shapes]\n"
+        "out = decode(*values, 'cpu')\n"
+        "torch.autograd.grad(out.sum(), values)\n"
+        "print(float(out[0, 0]))\n"
+    )
+    here = str(BUILD_SCRIPT.parents[2])
+    places = {"CXX": str(compiler), "NERF_BRIDGE_CACHE": str(tmp_path / "cache"), "PYTHONPATH": here}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **places}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stdout.strip() == "801.0", done.stderr

@@ -111,9 +111,24 @@ def test_no_rays_and_no_samples_give_empty_and_zero_sums():
         assert torch.equal(pixels, torch.cat([behind, torch.zeros(len(counts), 3)], dim=1))
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.compiler)])
+def test_what_is_no_number_stays_in_its_ray_and_shows(backend):
+    raw, samples, middles = scene(torch.float32, 1.0)
+    broken = raw.detach().clone()
+    broken[1, 0] = torch.nan  # in ray 0
+    behind = torch.zeros(len(COUNTS), 3)
+    whole = field_composite(raw.detach(), samples, middles, behind, ACTIVATIONS[0], backend)
+    pixels = field_composite(broken, samples, middles, behind, ACTIVATIONS[0], backend)
+    assert bool(pixels[0, 3].isnan()) and torch.equal(pixels[1:], whole[1:])
+
+
 def test_wrong_shapes_are_named():
     raw, samples, middles = scene(torch.float32, 1.0)
     with pytest.raises(ValueError, match="raw: expected shape"):
         field_composite(raw[:, :3], samples, middles, torch.zeros(len(COUNTS), 3), ACTIVATIONS[0], "torch")
+    with pytest.raises(ValueError, match="t_starts: expected dtype"):
+        field_composite(
+            raw.double(), samples, middles.double(), torch.zeros(len(COUNTS), 3).double(), ACTIVATIONS[0], "cpu"
+        )
     with pytest.raises(ValueError, match="middles: expected shape"):
         field_composite(raw, samples, middles[:2], torch.zeros(len(COUNTS), 3), ACTIVATIONS[0], "torch")

@@ -29,8 +29,7 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
     CALLS.clear()
     monkeypatch.setattr(peers, "require", require)
-    for module in ("nerf_bridge.ops.peers", "nerf_bridge.render"):
-        monkeypatch.setattr(f"{module}.kernels_of", lambda backend: "cpu" if backend in peers.MODULES else backend)
+    monkeypatch.setattr(peers, "kernels_of", lambda backend: "cpu" if backend in peers.MODULES else backend)
     monkeypatch.setattr(field, "can_run", lambda *sizes: False)
     peers._tcnn_level.cache_clear()
 

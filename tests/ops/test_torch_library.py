@@ -156,3 +156,16 @@ def test_the_half_precision_network_compiles_as_one_graph_on_the_gpu():
     runs = (torch.compile(network, fullgraph=True, backend="aot_eager"), network)
     for one, other in zip(*(with_gradients(run, leaves) for run in runs), strict=True):
         assert (one - other).abs().max() <= 1e-3 * other.abs().max()
+
+
+def test_the_operators_gradients_are_those_of_the_plain_function_in_second_order_too():
+    """A loss on gradients over points, as normals make."""
+    points, table, grad_out = inputs()
+    results = []
+    for encode in (
+        lambda p, t: hash_encode(p, t, SPEC, "cpu"),
+        lambda p, t: library.KERNELS.hash_encode(p, t, SHAPE, "cpu"),
+    ):
+        (first,) = torch.autograd.grad((encode(points, table) * grad_out).sum(), points, create_graph=True)
+        results.append(torch.autograd.grad(first.square().sum(), table)[0])
+    assert float(results[0].abs().max()) > 0 and torch.allclose(*results, rtol=1e-5)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nerf_bridge.run import files as files_module
 from nerf_bridge.run.files import replacing, write_all, write_bytes, write_json, write_text
 
 
@@ -104,3 +105,34 @@ def test_several_files_are_written_all_or_none(tmp_path, monkeypatch, failing):
     else:
         write_all(files)
         assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys("abc", "new")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_folder_in_the_place_of_a_file_is_never_moved(tmp_path, monkeypatch, late):
+    """Whether it is there from the start or comes while the files are written."""
+    (tmp_path / "a").write_text("old")
+    real, folder = files_module.sync, tmp_path / "b"
+
+    def sync_and_make(path):
+        folder.mkdir(exist_ok=True)
+        real(path)
+
+    if late:
+        monkeypatch.setattr(files_module, "sync", sync_and_make)
+    else:
+        folder.mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_all({tmp_path / "a": b"new", folder: b"new"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"] and folder.is_dir()
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_an_old_file_that_cannot_be_removed_is_no_failure(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+
+    def refuse(self, missing_ok=False):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(type(tmp_path), "unlink", refuse)
+    write_all({tmp_path / "a": b"new", tmp_path / "b": b"new"})
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["new", "new"]

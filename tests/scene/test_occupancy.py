@@ -92,3 +92,16 @@ def test_an_empty_grid_is_said_aloud(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         update(grid, Ball(0.0), 1)
     assert grid.occupied_fraction == 0.0 and "empty" in caplog.text
+
+
+def test_a_density_that_is_no_number_leaves_the_other_cells_and_the_mean_alone() -> None:
+    class Broken(Ball):
+        def density(self, points: torch.Tensor) -> torch.Tensor:
+            sigma = super().density(points)
+            sigma[:10] = torch.nan
+            return sigma
+
+    grid, healthy = OccupancyGrid(12), OccupancyGrid(12)
+    update(grid, Broken(0.5), 3)
+    update(healthy, Ball(0.5), 3)
+    assert bool(torch.isfinite(grid.ema).all()) and torch.equal(grid.occupied, healthy.occupied)

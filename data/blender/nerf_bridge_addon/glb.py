@@ -31,5 +31,8 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise AddonError(f"{path} is not a GLB file: choose the asset.glb of a run") from None
     if magic != b"glTF" or version != 2 or kind != JSON_CHUNK or not isinstance(document, dict):
         raise AddonError(f"{path} is not a GLB file of version 2: choose the asset.glb of a run")
-    extras = document.get("asset", {}).get("extras")
+    asset = document.get("asset")
+    if not isinstance(asset, dict):
+        raise AddonError(f"{path} is not a glTF file (its entry `asset` is no object): choose the asset.glb of a run")
+    extras = asset.get("extras")
     return extras if isinstance(extras, dict) else {}

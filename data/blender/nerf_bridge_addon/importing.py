@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from .glb import read_metadata
 
 KEPT = ("prompt", "seed", "prior", "licence")
 """What the object says of its own making, as custom properties."""
+BLOCKS = ("objects", "meshes", "materials", "images", "armatures", "cameras", "lights", "actions", "node_groups",
+          "collections")  # fmt: skip
+"""The kinds of data-blocks that the glTF importer adds, by their names in `bpy.data`."""
 
 
 def import_asset(path: Path, place: Vector) -> bpy.types.Object:
@@ -28,6 +32,35 @@ def import_asset(path: Path, place: Vector) -> bpy.types.Object:
     """
     metadata = read_metadata(path)
     before = set(bpy.data.objects)
+    with _taken_back_when_refused():
+        _run_importer(path)
+        shape = _only_mesh([thing for thing in bpy.data.objects if thing not in before], path)
+        surface = _surface_of(shape.data.materials[0], path)
+    name = str(metadata.get("prompt") or path.parent.name or path.stem)
+    _name(shape, name, metadata)
+    _name_material(shape.data.materials[0], surface, name)
+    _put(shape, place)
+    _select([shape], shape)
+    return shape
+
+
+@contextmanager
+def _taken_back_when_refused() -> Iterator[None]:
+    """When the block ends with an AddonError, remove the data-blocks that it added and select what was selected."""
+    before, selected, active = _blocks(), bpy.context.selected_objects, bpy.context.view_layer.objects.active
+    try:
+        yield
+    except AddonError:
+        bpy.data.batch_remove(_blocks() - before)
+        _select(selected, active)
+        raise
+
+
+def _blocks() -> set[bpy.types.ID]:
+    return {block for kind in BLOCKS for block in getattr(bpy.data, kind)}
+
+
+def _run_importer(path: Path) -> None:
     try:
         bpy.ops.import_scene.gltf(filepath=str(path))
     except AttributeError:
@@ -35,22 +68,21 @@ def import_asset(path: Path, place: Vector) -> bpy.types.Object:
     except RuntimeError as error:
         reason = " ".join(str(error).removeprefix("Error: ").split())
         raise AddonError(f"Blender cannot read {path}: {reason}") from None
-    shape = _only_mesh([thing for thing in bpy.data.objects if thing not in before], path)
-    name = str(metadata.get("prompt") or path.parent.name or path.stem)
-    _name(shape, name, metadata)
-    _set_up_material(shape.data.materials[0], name)
-    _put(shape, place)
-    _select(shape)
-    return shape
 
 
 def _only_mesh(things: list[bpy.types.Object], path: Path) -> bpy.types.Object:
     shapes = [thing for thing in things if thing.type == "MESH"]
     if len(things) == len(shapes) == 1 and len(shapes[0].data.materials) == 1:
         return shapes[0]
-    for thing in things:
-        bpy.data.objects.remove(thing)
     raise AddonError(f"{path} is not an asset of nerf_bridge: expected one mesh with one material")
+
+
+def _surface_of(material: bpy.types.Material, path: Path) -> bpy.types.ShaderNode:
+    """The node that holds the material's values."""
+    surface = next((node for node in material.node_tree.nodes if node.type == "BSDF_PRINCIPLED"), None)
+    if surface is None:
+        raise AddonError(f"{path} is not an asset of nerf_bridge: expected a material that takes light")
+    return surface
 
 
 def _name(shape: bpy.types.Object, name: str, metadata: Mapping[str, Any]) -> None:
@@ -61,10 +93,9 @@ def _name(shape: bpy.types.Object, name: str, metadata: Mapping[str, Any]) -> No
             shape[key] = value if isinstance(value, int | float | str) else str(value)
 
 
-def _set_up_material(material: bpy.types.Material, name: str) -> None:
+def _name_material(material: bpy.types.Material, surface: bpy.types.ShaderNode, name: str) -> None:
     """Name material and images; base colour is a colour (sRGB), every other image is plain numbers (Non-Color)."""
     material.name = name
-    surface = next(node for node in material.node_tree.nodes if node.type == "BSDF_PRINCIPLED")
     roles = {"Base Color": "base colour", "Normal": "normal", "Roughness": "roughness", "Metallic": "metallic"}
     for socket, role in roles.items():
         image = _image_behind(surface.inputs[socket])
@@ -93,8 +124,9 @@ def _put(shape: bpy.types.Object, place: Vector) -> None:
     bpy.context.view_layer.update()
 
 
-def _select(shape: bpy.types.Object) -> None:
+def _select(things: list[bpy.types.Object], active: bpy.types.Object | None) -> None:
     for thing in bpy.context.selected_objects:
         thing.select_set(False)
-    shape.select_set(True)
-    bpy.context.view_layer.objects.active = shape
+    for thing in things:
+        thing.select_set(True)
+    bpy.context.view_layer.objects.active = active
