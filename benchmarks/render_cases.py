@@ -59,7 +59,6 @@ def render_case(name: str, n_cameras: int, size: int, setting: Setting) -> Case:
         sigmas = torch.cat([field.density(part) for part in points.split(1 << 20)])
         visible = n_visible(sigmas, samples)
         del points, sigmas
-        evaluated = render(field, occupied, cameras, side, background, STEP, setting.backend).n_samples
     versions = [version("ours", field, field, setting.backend)]
     if setting.device.type == "cuda" and samples.n <= GRAPH_SAMPLES:
         pictures = Pictures(field, occupied, cameras, side, samples.n)
@@ -80,5 +79,5 @@ def render_case(name: str, n_cameras: int, size: int, setting: Setting) -> Case:
         "forward": setting.floor(table_bytes, NETWORK_FLOP * visible),
         "both": setting.floor(4 * table_bytes, 4 * NETWORK_FLOP * visible),
     }
-    counts = {"rays": len(rays), "samples": samples.n, "visible": visible, "evaluated": evaluated}
+    counts = {"rays": len(rays), "samples": samples.n, "visible": visible}
     return Case(name, setting.device, versions, floors, counts)

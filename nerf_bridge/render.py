@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nerf_bridge.ops.composite import composite
-from nerf_bridge.ops.field_composite import EARLY_STOP, field_composite, pixels_of
-from nerf_bridge.ops.march import Samples, march_rays
+from nerf_bridge.ops.field_composite import field_composite, pixels_of
+from nerf_bridge.ops.march import BOX_DIAGONAL, march_rays
 from nerf_bridge.scene.cameras import Cameras
 from nerf_bridge.scene.field import Field, RawField
 from nerf_bridge.scene.rays import Rays, camera_rays
 from nerf_bridge.scene.shading import Shading, headlight_directions, shade
-
-BOX_DIAGONAL = 2.0 * math.sqrt(3.0)
-FEWEST_FIRST = 16  # samples of a ray that are evaluated before asking whether light is left
-WORTH_TWO_ROUNDS = {"cpu": 1 << 14, "torch": 1 << 14}  # samples from which on it pays to ask; on a GPU it never did
-FIRST_SHARE = 8  # one in so many of the longest ray's samples is among the first
 
 
 @dataclass(frozen=True)
@@ -151,9 +146,8 @@ def _render_rays(
     samples = march_rays(rays.origins, rays.directions, occupied, step_size, jitter, backend, capacity)
     middles = rays.origins.norm(dim=-1)
     if isinstance(field, RawField) and light is None and not with_normals:
-        raw, n_evaluated = _raw_where_light_falls(field, samples, middles, behind, backend)
-        pixels = field_composite(raw, samples, middles, behind, field.activation, backend)
-        return _rendering(pixels, None, n_evaluated, samples.overflow)
+        pixels = field_composite(field.raw(samples.points), samples, middles, behind, field.activation, backend)
+        return _rendering(pixels, None, samples.n, samples.overflow)
     sigmas, features = field(samples.points)
     if light is not None or with_normals:
         normals = field.normals(samples.points)
@@ -166,39 +160,6 @@ def _render_rays(
     summed, opacity, _, _ = composite(sigmas, torch.cat([features, u, u * u], dim=-1), *packed, backend)
     pixels = pixels_of(summed, opacity, middles, behind)
     return _rendering(pixels, _unit(summed[:, 3:6]) if with_normals else None, samples.n, samples.overflow)
-
-
-def _raw_where_light_falls(
-    field: RawField, samples: Samples, middles: Tensor, behind: Tensor, backend: str
-) -> tuple[Tensor, int]:
-    """The field's raw outputs [n, 4], zero where no light arrives, and at how many samples the field was evaluated.
-
-    The first samples of every ray are evaluated, then the rest of those rays that still have light. In front of opaque
-    things that saves up to half of the work; where there is little to save, all samples are evaluated at once.
-    """
-    start, count = samples.packed_info.unbind(1)
-    if backend not in WORTH_TWO_ROUNDS or samples.n < WORTH_TWO_ROUNDS[backend]:
-        return field.raw(samples.points), samples.n
-    first = count.clamp(max=max(FEWEST_FIRST, int(count.max()) // FIRST_SHARE))
-    front = _places(start, first)
-    outputs = field.raw(samples.points.index_select(0, front))
-    with torch.no_grad():
-        seen = outputs.new_zeros(samples.n, 4).index_copy_(0, front, outputs)
-        begun = replace(samples, packed_info=torch.stack([start, first], dim=1))
-        light = 1.0 - field_composite(seen, begun, middles, behind, field.activation, backend)[:, 3]
-        rest = torch.where(light >= 0.5 * EARLY_STOP, count - first, 0)  # a margin, since light is rounded
-    behind_front = _places(start + first, rest)
-    outputs = torch.cat([outputs, field.raw(samples.points.index_select(0, behind_front))])
-    places = torch.cat([front, behind_front])
-    return outputs.new_zeros(samples.n, 4).index_copy(0, places, outputs), len(places)
-
-
-def _places(start: Tensor, count: Tensor) -> Tensor:
-    """start, start + 1, ... (`count` of them) of every ray, one ray after another."""
-    ends = count.cumsum(0)
-    n = int(ends[-1])
-    shift = (start - (ends - count)).repeat_interleave(count, output_size=n)
-    return shift + torch.arange(n, device=start.device)
 
 
 def _rendering(pixels: Tensor, normals: Tensor | None, n_samples: int, overflow: Tensor | None) -> Rendering:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from nerf_bridge import render as render_module
 from nerf_bridge.config import FieldConfig
 from nerf_bridge.render import Rendering, render, render_in_chunks
 from nerf_bridge.scene.cameras import Cameras, orbit_cameras, turntable_cameras
@@ -233,25 +232,6 @@ def test_cpu_kernels_render_what_torch_renders(with_normals: bool) -> None:
 def test_cuda_kernels_render_what_torch_renders(with_normals: bool) -> None:
     reference = pictures_and_gradients("torch", "cpu", with_normals)
     assert furthest(pictures_and_gradients("cuda", "cuda", with_normals), reference) <= 1e-4
-
-
-@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.compiler)])
-@pytest.mark.parametrize("opaque", [True, False])
-def test_two_rounds_render_what_one_does_and_evaluate_less_behind_opaque_things(backend, opaque, monkeypatch) -> None:
-    blob = {"blob_scale": 60.0 if opaque else 0.0, "blob_radius": 1.0}
-    settings = SMALL.model_copy(update={**blob, "precision": "float32"})
-    field, cameras = small_field(backend, settings), turntable_cameras(3, 0.3, 2.8, FOVY)
-    results, evaluated = [], []
-    for fewest in (10**9, 0):
-        monkeypatch.setitem(render_module.WORTH_TWO_ROUNDS, backend, fewest)
-        full = torch.ones(8, 8, 8, dtype=torch.bool)
-        picture = render(field, full, cameras, 24, torch.full((3, 3), 0.5), 1 / 32, backend)
-        loss = picture.color.square().sum() + picture.thickness.sum() + picture.depth.mean()
-        gradients = torch.autograd.grad(loss, tuple(field.parameters()))
-        results.append([picture.color, picture.opacity, picture.depth, picture.thickness, *gradients])
-        evaluated.append(picture.n_samples)
-    assert furthest(*results) <= 1e-5
-    assert evaluated[1] < 0.9 * evaluated[0] if opaque else evaluated[1] == evaluated[0]
 
 
 @pytest.mark.cuda
