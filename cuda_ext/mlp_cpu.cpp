@@ -1,10 +1,10 @@
 // The small network on the CPU, parallel over chunks of rows.
-#include <type_traits>
 #include <vector>
 
 #include "export.h"
 #include "mlp.h"
 #include "parallel.h"
+#include "widths.h"
 
 namespace {
 
@@ -106,17 +106,6 @@ void bwd(const Network<T>& net, const T* features, const T* grad_out, T* grad_fe
       for (int64_t k = 0; k < i; ++k) to[h * i + k] = own[k * W + h];
     std::copy(own.begin() + W * i, own.end(), to + W * i);
   });
-}
-
-template <class Work>
-int with_width(int64_t width, const Work& work) {
-  switch (width) {
-    case 16: work(std::integral_constant<int, 16>()); return NB_OK;
-    case 32: work(std::integral_constant<int, 32>()); return NB_OK;
-    case 64: work(std::integral_constant<int, 64>()); return NB_OK;
-    case 128: work(std::integral_constant<int, 128>()); return NB_OK;
-    default: return NB_UNKNOWN_OPTION;
-  }
 }
 
 }  // namespace

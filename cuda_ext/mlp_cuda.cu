@@ -12,6 +12,7 @@
 #include "mma.h"
 #include "scale.h"
 #include "warp.h"
+#include "widths.h"
 
 namespace {
 
@@ -342,17 +343,6 @@ unsigned resident_blocks(Kernel kernel, int bytes, int64_t limit) {
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, ROWS, bytes);
   return unsigned(min(limit, int64_t(processors) * max(each, 1)));
-}
-
-template <class Work>
-int with_width(int64_t width, const Work& work) {
-  switch (width) {
-    case 16: work(std::integral_constant<int, 16>()); return NB_OK;
-    case 32: work(std::integral_constant<int, 32>()); return NB_OK;
-    case 64: work(std::integral_constant<int, 64>()); return NB_OK;
-    case 128: work(std::integral_constant<int, 128>()); return NB_OK;
-    default: return NB_UNKNOWN_OPTION;
-  }
 }
 
 Shape shape_of(int64_t n, int64_t n_levels, int64_t n_features, int64_t n_outputs) {

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nerf_bridge.ops.backend import check_tensor, run_kernel
+from nerf_bridge.ops.grid_mlp import WIDTHS
 
 CPU_CHUNK = 8192  # rows whose activations (1 MiB at width 32) stay in a core's cache
-KERNEL_WIDTHS = (16, 32, 64, 128)
 KERNEL_CHUNKS = 64  # of rows, each with sums of its own: their number, not the threads', decides the order of the sums
 GPU_CHUNK = 1 << 22  # rows whose activations (512 MiB at width 32) bound the memory
 
@@ -34,7 +34,7 @@ def decode(
         features: [n, i]; n may be 0.
         hidden_weight, hidden_bias: [h, i], [h].
         out_weight, out_bias: [o, h], [o].
-        backend: "cpu" for the kernel, where h is one of KERNEL_WIDTHS; torch does the rest.
+        backend: "cpu" for the kernel, where h is one of WIDTHS; torch does the rest.
 
     Returns:
         [n, o]. Differentiable once, in all five arguments.
@@ -46,7 +46,7 @@ def decode(
     check_tensor("hidden_weight", hidden_weight, (width, n_inputs), like=features)
     check_tensor("hidden_bias", hidden_bias, (width,), like=features)
     check_tensor("out_bias", out_bias, (n_outputs,), like=features)
-    by_kernel = backend == "cpu" and hidden_weight.shape[0] in KERNEL_WIDTHS
+    by_kernel = backend == "cpu" and hidden_weight.shape[0] in WIDTHS
     function = _DecodeByKernel if by_kernel else _Decode
     return function.apply(features, hidden_weight, hidden_bias, out_weight, out_bias)
 
