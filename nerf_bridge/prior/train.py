@@ -2,8 +2,9 @@
 
     torchrun --nproc-per-node 2 -m nerf_bridge.prior.train --library library.npz --out weights --minutes 15
 
-Everything lives on the GPU: the rendered layers, the text vectors, the drawing of batches. Forward and backward are one
-CUDA graph, the optimiser another; between them the gradients of all GPUs are averaged as one flat tensor.
+Everything lives on the GPU: the rendered layers, the text vectors, the drawing of batches. The network is compiled;
+drawing, forward and backward are one CUDA graph, the optimiser another; between them the gradients of all GPUs are
+averaged as one flat tensor.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from nerf_bridge.prior.data.pack import load_library
 from nerf_bridge.prior.embedded import load_weights, save_weights
 from nerf_bridge.prior.probe import AzimuthProbe
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
-from nerf_bridge.prior.unet import UNet, UNetConfig, channels_last, schedule
+from nerf_bridge.prior.unet import Condition, UNet, UNetConfig, channels_last, schedule
 from nerf_bridge.prior.views import render_library
 
 logger = logging.getLogger(__name__)
 
 PROBES = 12
+
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 def draw_times(b: int, device: torch.device) -> Tensor:
@@ -42,7 +45,7 @@ def draw_times(b: int, device: torch.device) -> Tensor:
     return torch.where(high, 0.7 + 0.28 * u, 0.001 + 0.998 * u)
 
 
-def diffusion_loss(network: UNet, batch: Batch) -> Tensor:
+def diffusion_loss(network: Network, batch: Batch) -> Tensor:
     """Mean squared error of the predicted v at random times."""
     t = draw_times(len(batch.images), batch.images.device)
     alpha, sigma = (level[:, None, None, None] for level in schedule(t))
@@ -107,10 +110,11 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             [self.flat.master], lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=True
         )
-        self.backward_graph = capture(lambda: self._backward(network, data, batch))
+        compiled = torch.compile(network, dynamic=False)
+        self.backward_graph = capture(lambda: self._backward(compiled, data, batch))
         self.update_graph = capture(self._update)
 
-    def _backward(self, network: UNet, data: TrainingData, batch: int) -> None:
+    def _backward(self, network: Network, data: TrainingData, batch: int) -> None:
         self.flat.gradient.zero_()
         loss = diffusion_loss(network, draw_batch(data, batch))
         loss.backward()
@@ -212,8 +216,8 @@ def main() -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the weights that lie in --out")
     parser.add_argument("--minutes", type=float, default=15.0, help="training time, rendering not counted")
-    parser.add_argument("--batch", type=int, default=256, help="images a step on each GPU")
-    parser.add_argument("--lr", type=float, default=8e-4, help="peak learning rate")
+    parser.add_argument("--batch", type=int, default=384, help="images a step on each GPU")
+    parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--views", type=int, default=100, help="views rendered of each model on each GPU")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
