@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nerf_bridge.config import GenerateConfig
+from nerf_bridge.device import to_device
 from nerf_bridge.errors import Interrupted
+from nerf_bridge.graphed_render import GraphedRender, packed, unpacked
 from nerf_bridge.guidance import (
     EncodedWords,
     distillation_loss,
@@ -34,7 +36,7 @@ from nerf_bridge.guidance import (
 )
 from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.prior.protocol import Prior, ViewCondition
-from nerf_bridge.render import Rendering, render, render_in_chunks
+from nerf_bridge.render import Rendering, render_in_chunks
 from nerf_bridge.run.directory import RunDirectory
 from nerf_bridge.run.events import EventLog
 from nerf_bridge.run.health import Action, EmptyGuard, judge_opacity, judge_step
@@ -74,13 +76,14 @@ def optimise(
         Interrupted: the user asked to stop; the state is saved.
     """
     optimiser = build_optimiser(scene, config)
+    views = view_renderer(scene)
     progress = restore(run, scene, optimiser) or Progress()
     if progress.step:
         log.append("resumed", "optimise", progress.step, config.steps)
     bar = tqdm(total=config.steps, initial=progress.step, desc="optimising", unit="step")
     with stop_signals() as stopped, bar:
         while progress.step < config.steps:
-            health = training_step(scene, optimiser, prior, words, config, progress)
+            health = training_step(scene, optimiser, prior, words, config, progress, views)
             progress = after_step(run, scene, optimiser, config, progress, health, log)
             bar.update(progress.step - bar.n)
             bar.set_postfix(opacity=f"{health.opacity:.2f}", grad=f"{health.gradient_norm:.1e}", refresh=False)
@@ -102,30 +105,71 @@ def training_step(
     words: EncodedWords,
     config: GenerateConfig,
     progress: Progress,
+    views: GraphedRender | None = None,
 ) -> Health:
-    """One step: render views, ask the prior, and move the field unless a gradient is not finite."""
-    step, seed = progress.step, config.seed
+    """One step: render views, ask the prior, and move the field unless a gradient is not finite.
+
+    Args:
+        views: what renders them; the same one at every step of a run. None: one that uses no CUDA graphs.
+    """
+    step = progress.step
+    views = views or GraphedRender(scene, enabled=False)
     if step % config.occupancy.every == 0:
         update_occupancy(scene, config, step)
-    rendering, condition = render_views(scene, config, step, prior.view_group)
+        views.forget_counts()
+    health = gradients(scene, optimiser, prior, words, config, step, views)
+    if health is None:  # the graph had too little room: once more without
+        views.forget_counts()
+        health = gradients(scene, optimiser, prior, words, config, step, views)
+    assert health is not None, "a plain rendering has room for all samples"
+    if health.finite:
+        for group, lr in zip(optimiser.param_groups, (config.optim.lr_grid, config.optim.lr_decoder), strict=True):
+            group["lr"] = lr * config.optim.lr_final ** (step / config.steps) * progress.guard.rate
+        optimiser.step()
+    return health
+
+
+def gradients(
+    scene: Scene,
+    optimiser: SkippingAdam,
+    prior: Prior,
+    words: EncodedWords,
+    config: GenerateConfig,
+    step: int,
+    views: GraphedRender,
+) -> Health | None:
+    """Put the gradients of a step into the parameters; None when the rendering lacked samples, and they are of no use.
+
+    On a GPU the host waits for it once, at the end, for the figures.
+    """
+    seed = config.seed
+    rendering, condition = render_views(scene, config, step, prior.view_group, views)
     x = prior.encode_image(rendering.color.permute(0, 3, 1, 2))
     t_max = t_max_at(step, config.steps, config.guidance)
     times = draw_times(seed, step, len(x) // prior.view_group, config.guidance.t_min, t_max)
-    t = times.repeat_interleave(prior.view_group).to(scene.device)
-    noise = draw_noise(seed, step, tuple(x.shape)).to(scene.device)
+    drawn = (times.repeat_interleave(prior.view_group), draw_noise(seed, step, tuple(x.shape)))
+    t, noise = to_device(drawn, scene.device)
     stage = stage_at(step, config.steps, config.guidance.bridge_from)
     grad_x = guidance_gradient(prior, x.detach(), t, noise, words, condition, config.guidance, stage)
     loss = distillation_loss(x, grad_x) + regularisers(scene, rendering, config, step)
     optimiser.zero_grad()
     loss.backward()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    finite = math.isfinite(norm)
-    if finite:
-        for group, lr in zip(optimiser.param_groups, (config.optim.lr_grid, config.optim.lr_decoder), strict=True):
-            group["lr"] = lr * config.optim.lr_final ** (step / config.steps) * progress.guard.rate
-        optimiser.step()
-    return Health(float(rendering.opacity.detach().mean()), norm, finite)
+    return figures(rendering, optimiser)
+
+
+def figures(rendering: Rendering, optimiser: SkippingAdam) -> Health | None:
+    """The figures of a step, in one copy from the device; None when the rendering lacked samples."""
+    norm = nn.utils.get_total_norm([p.grad for p in optimiser.parameters if p.grad is not None])
+    numbers = [rendering.opacity.detach().mean(), norm]
+    if rendering.overflow is not None:
+        numbers.append(rendering.overflow.to(norm.dtype))
+    opacity, gradient_norm, *overflow = torch.stack(numbers).tolist()
+    return None if any(overflow) else Health(opacity, gradient_norm, math.isfinite(gradient_norm))
+
+
+def view_renderer(scene: Scene) -> GraphedRender:
+    """What renders the training views of a run: with CUDA graphs where our kernels run and nothing exact is asked."""
+    return GraphedRender(scene, scene.backend == "cuda" and not torch.are_deterministic_algorithms_enabled())
 
 
 def update_occupancy(scene: Scene, config: GenerateConfig, step: int) -> None:
@@ -135,26 +179,22 @@ def update_occupancy(scene: Scene, config: GenerateConfig, step: int) -> None:
 
 
 def render_views(
-    scene: Scene, config: GenerateConfig, step: int, view_group: int = 1
+    scene: Scene, config: GenerateConfig, step: int, view_group: int = 1, views: GraphedRender | None = None
 ) -> tuple[Rendering, ViewCondition]:
-    """The views of a step, in groups as the prior wants them, and what the prior is told of them."""
-    size = size_at(step, config.steps, config.render)
-    cameras = sample_cameras(config.camera, step_generator(config.seed, step, "cameras"), view_group).to(scene.device)
+    """The views of a step, in groups as the prior wants them, and what the prior is told of them.
+
+    `views` renders them; None: one that uses no CUDA graphs.
+    """
+    size, seed = size_at(step, config.steps, config.render), config.seed
+    shading = shading_at(config.render.shading, seed, step)
+    drawn = sample_cameras(config.camera, step_generator(seed, step, "cameras"), view_group)
+    jitter = torch.rand(len(drawn) * size**2, generator=step_generator(seed, step, "jitter"))
+    light = [] if shading == "albedo" else [draw_light_directions(drawn, step_generator(seed, step, "light"))]
+    numbers, jitter, *light = to_device([packed(drawn), jitter, *light], scene.device)
+    cameras = unpacked(numbers)
     background, told = backgrounds(scene, config, cameras, size, step)
-    n_rays = len(cameras) * size**2
-    jitter = torch.rand(n_rays, generator=step_generator(config.seed, step, "jitter")).to(scene.device)
-    rendering = render(
-        scene.field,
-        scene.occupancy.occupied,
-        cameras,
-        size,
-        background,
-        scene.step_size,
-        scene.backend,
-        shading=shading_at(config.render.shading, config.seed, step),
-        light_dir=draw_light_directions(cameras, step_generator(config.seed, step, "light")),
-        jitter=jitter,
-    )
+    views = views or GraphedRender(scene, enabled=False)
+    rendering = views(cameras, size, background, shading, light[0] if light else None, jitter)
     return rendering, ViewCondition(cameras, told)
 
 
@@ -162,7 +202,8 @@ def backgrounds(scene: Scene, config: GenerateConfig, cameras: Cameras, size: in
     """What is behind the views, [b, 3] or [b, h, w, 3], and the colour [b, 3] that the prior is told of it."""
     kind = config.render.background
     if kind != "learned":
-        solid = solid_backgrounds(kind, len(cameras), step_generator(config.seed, step, "background")).to(scene.device)
+        drawn = solid_backgrounds(kind, len(cameras), step_generator(config.seed, step, "background"))
+        (solid,) = to_device([drawn], scene.device)
         return solid, solid
     seen = scene.environment(camera_rays(cameras, size, size).directions).view(len(cameras), size, size, 3)
     return seen, seen.detach().mean((1, 2))

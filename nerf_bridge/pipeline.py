@@ -55,13 +55,16 @@ TURNTABLE_FRAMES, TURNTABLE_SIZE = 48, 320
 VERSIONED = ("nerf-bridge", "torch", "numpy", "transformers", "diffusers", "trimesh", "xatlas", "pydantic")
 
 
-def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | None = None) -> RunDirectory:
+def generate(
+    config: GenerateConfig, out: Path | None = None, prior: Prior | None = None, began: float | None = None
+) -> RunDirectory:
     """Make a textured mesh from a prompt; the same call resumes a stopped run and leaves a finished one alone.
 
     Args:
         config: every setting.
         out: the run directory; None: runs/<slug>-s<seed>.
         prior: a prior to use in place of the one that `config.prior` names.
+        began: when the work on it began, in seconds since 1970, from which the stage `start` counts; None: now.
 
     Returns:
         The run directory, with asset, pictures, report and record in it.
@@ -71,6 +74,7 @@ def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | Non
         RunError: the run failed on the way; its checkpoint stays.
         Interrupted: the user stopped it; its checkpoint is saved.
     """
+    began = time.time() if began is None else began
     keep_freed_memory()
     device = resolve_device(config.device)
     if prior is None:
@@ -84,17 +88,24 @@ def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | Non
             logger.info("%s is finished; nothing to do", state.run.path)
             return state.run
         with EventLog(state.run.events) as log, failures_told(state.run, config, log):
-            story(state.run, config, log, device, backend, prior)
+            story(state.run, config, log, device, backend, prior, began)
         return state.run
 
 
 def story(
-    run: RunDirectory, config: GenerateConfig, log: EventLog, device: torch.device, backend: str, prior: Prior | None
+    run: RunDirectory,
+    config: GenerateConfig,
+    log: EventLog,
+    device: torch.device,
+    backend: str,
+    prior: Prior | None,
+    began: float,
 ) -> None:
-    """The stages of a run, one after the other, each timed."""
+    """The stages of a run, one after the other, each timed; what came before counts as the stage `start`."""
     seconds = dict(read_record(run).get("seconds", {}))
     record: dict[str, Any] = {"prompt": config.prompt, "seed": config.seed, "state": "running", "seconds": seconds}
     record |= {"device": device_name(device), "backend": backend, "versions": versions()}
+    seconds["start"] = round(seconds.get("start", 0.0) + time.time() - began, 3)
     write_record(run, record)
     log.append("start", "prior", 0, config.steps)
     with timed(run, record, "prior"):
@@ -102,13 +113,14 @@ def story(
         check_views(config, prior)
         words = words_of(config, prior)
     record["prior"] = asdict(prior.info())
-    scene = build_scene(config, backend, device)
     with timed(run, record, "optimise"):
+        scene = build_scene(config, backend, device)
         optimise(run, config, scene, prior, words, log)
     log.append("stage", "mesh", config.steps, config.steps)
     with timed(run, record, "mesh"):
         guide = Guide(prior, words, config, scene)
         statistics = make_mesh(scene, config, run.asset, asset_metadata(config, record["prior"]), guide)
+        record["seconds_to_asset"] = round(time.time() - began, 3)
     log.append("stage", "report", config.steps, config.steps)
     with timed(run, record, "report"):
         make_pictures(run, backend, device)

@@ -63,9 +63,8 @@ class ViewCondition:
 
     def repeat(self, times: int) -> ViewCondition:
         """The whole list `times` times over, as PromptEmbeddings.repeat does."""
-        rows = list(range(self.background.shape[0])) * times
-        known = None if self.camera_known is None else self.camera_known[rows]
-        return ViewCondition(self.cameras[rows], self.background[rows], known)
+        known = None if self.camera_known is None else self.camera_known.repeat(times)
+        return ViewCondition(self.cameras.repeat(times), self.background.repeat(times, 1), known)
 
     def hiding(self, hidden: Tensor) -> ViewCondition:
         """The same views without the cameras of the images where `hidden` ([b] bool) is True."""

@@ -65,11 +65,10 @@ def load_tensors(scene: Scene, optimiser: SkippingAdam, tensors: dict[str, Tenso
     for name, value in _part(tensors, "optimiser.").items():
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = value
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for which, state in moments.items():
-        if any(state[key].shape != parameters[which].shape for key in ("exp_avg", "exp_avg_sq")):
+        if any(state[key].shape != optimiser.parameters[which].shape for key in ("exp_avg", "exp_avg_sq")):
             raise RuntimeError(f"optimiser.{which}: moments of another shape than the parameter's")
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
+    optimiser.load_state_dict({"state": moments})
 
 
 def save(run: RunDirectory, scene: Scene, optimiser: SkippingAdam, config: GenerateConfig, progress: Progress) -> None:
