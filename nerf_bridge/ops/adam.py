@@ -11,6 +11,8 @@ from torch import Tensor
 
 from nerf_bridge.ops.backend import run_kernel
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
 
 class SkippingAdam(torch.optim.Adam):
     """Adam (Kingma & Ba 2015) whose groups may set `skip`: numbers with a gradient of exactly zero stay as they are.
@@ -37,6 +39,11 @@ class SkippingAdam(torch.optim.Adam):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step on all parameters that have a gradient; takes no closure."""
         assert closure is None, "SkippingAdam: closures are not supported"
+        for group in self.param_groups:  # all moments before any update: memory that runs out leaves nothing half-done
+            for parameter in group["params"]:
+                if parameter.grad is not None and not self.state[parameter]:
+                    moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
+                    self.state[parameter] = {"step": torch.zeros(())} | moments
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -44,9 +51,6 @@ class SkippingAdam(torch.optim.Adam):
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[parameter], group["betas"]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
         step, moments = float(state["step"]), (state["exp_avg"], state["exp_avg_sq"])
         rate, root = float(group["lr"]) / (1 - beta1**step), math.sqrt(1 - beta2**step)
