@@ -106,8 +106,12 @@ class GraphedRender:
         shading: Shading,
         light_dir: Tensor | None,
         jitter: Tensor,
+        samples_at_once: int | None = None,
     ) -> Rendering:
         """As `render` of the same arguments; the tensors of a replayed rendering are overwritten by the next.
+
+        Args:
+            samples_at_once: only for plain rendering, where memory is short.
 
         Returns:
             The rendering; unless its `overflow` is None it has to be looked at before anything else is used.
@@ -120,7 +124,7 @@ class GraphedRender:
             return Rendering(color, opacity, depth, None, thickness, room, overflow)
         scene = self._scene
         views = (scene.field, scene.occupancy.occupied, cameras, size, background, scene.step_size, scene.backend)
-        rendering = render(*views, shading=shading, light_dir=light_dir, jitter=jitter)
+        rendering = render(*views, shading=shading, light_dir=light_dir, jitter=jitter, samples_at_once=samples_at_once)
         self._counted[look] = rendering.n_samples
         return rendering
 

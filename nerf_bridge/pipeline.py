@@ -23,6 +23,8 @@ from nerf_bridge.device import resolve_device
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.guidance import EncodedWords, encode_words
 from nerf_bridge.guidance.debias import prompts_by_view
+from nerf_bridge.memory.ladder import RUNGS, is_out_of_memory, within_preset
+from nerf_bridge.memory.preflight import plan_memory
 from nerf_bridge.mesh.export import MeshStatistics, export_mesh
 from nerf_bridge.mesh.gltf import load_textured_mesh
 from nerf_bridge.mesh.refine_texture import Guide, refine_texture
@@ -31,7 +33,7 @@ from nerf_bridge.mesh.write import check_format, check_target
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.ops.memory import keep_freed_memory
 from nerf_bridge.optimize import optimise
-from nerf_bridge.prior import Prior, check_prior_name, load_prior
+from nerf_bridge.prior import Prior, check_prior_name, find_prior, load_prior
 from nerf_bridge.run.directory import (
     RunDirectory,
     default_run_path,
@@ -109,13 +111,18 @@ def story(
     write_record(run, record)
     log.append("start", "prior", 0, config.steps)
     with timed(run, record, "prior"):
-        prior = prior or load_prior(config.prior, device, config.model)
+        found = find_prior(config.prior, config.model) if prior is None else None
+        plan = plan_memory(config, device, found, known=prior is None)
+        record["memory"] = plan.record()
+        prior = prior or load_prior(config.prior, device, config.model, found, plan.words_device)
         check_views(config, prior)
         words = words_of(config, prior)
     record["prior"] = asdict(prior.info())
+    config = within_preset(config)
     with timed(run, record, "optimise"):
         scene = build_scene(config, backend, device)
-        optimise(run, config, scene, prior, words, log)
+        progress = optimise(run, config, scene, prior, words, log, plan.rung)
+        record["memory"]["rung"] = RUNGS[progress.rung].name
     log.append("stage", "mesh", config.steps, config.steps)
     with timed(run, record, "mesh"):
         guide = Guide(prior, words, config, scene)
@@ -290,7 +297,7 @@ def failures_told(run: RunDirectory, config: GenerateConfig, log: EventLog) -> I
         raise failed(run, config, log, f"cannot read or write a file: {error}") from error
     except Exception as error:
         if is_out_of_memory(error):
-            reason = "out of memory; use fewer camera.views, a smaller render.size or fewer render.samples_across"
+            reason = "out of memory; close other programs, or use a smaller prior, mesh.resolution or mesh.texture"
         else:
             reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
         raise failed(run, config, log, reason) from error
@@ -305,8 +312,3 @@ def failed(run: RunDirectory, config: GenerateConfig, log: EventLog, reason: str
     except OSError:
         logger.warning("the failure could not be recorded in %s", run.path)
     return RunError(f"the run failed: {reason}; its checkpoint, if any, is in {run.checkpoint}")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on the GPU, in Python, or in torch on the CPU, whose error is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

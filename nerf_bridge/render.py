@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nerf_bridge.ops.composite import composite
 from nerf_bridge.ops.field_composite import field_composite, pixels_of
@@ -53,6 +54,7 @@ def render(
     jitter: Tensor | None = None,
     with_normals: bool = False,
     capacity: int | None = None,
+    samples_at_once: int | None = None,
 ) -> Rendering:
     """Render views of a field by emission and absorption (Max 1995; Mildenhall et al. 2020, eq. 3).
 
@@ -73,6 +75,8 @@ def render(
         capacity: samples to make room for, for all views together; None: as many as there are. With it the host never
             waits for the device, so that a CUDA graph can hold forward and backward pass; whether the room was enough
             is in the rendering's `overflow`.
+        samples_at_once: most samples in memory at once, forward and backward, for more time: the rays are rendered in
+            parts, and again in the backward pass; None: all at once. Takes the place of `capacity`.
 
     Returns:
         The rendering; where no cell is occupied, the background.
@@ -81,9 +85,11 @@ def render(
     rays = camera_rays(cameras, height, width)
     light = _light_per_ray(cameras, height, width, shading, light_dir)
     behind = _per_ray(background, height, width)
-    flat = _render_rays(
-        field, occupied, rays, behind, step_size, backend, shading, light, jitter, with_normals, capacity
-    )
+    arguments = (field, occupied, rays, behind, step_size, backend, shading, light, jitter, with_normals)
+    if samples_at_once is None:
+        flat = _render_rays(*arguments, capacity)
+    else:
+        flat = _render_in_parts(*arguments, samples_at_once)
     return _as_pictures(flat, len(cameras), height, width)
 
 
@@ -105,20 +111,47 @@ def render_in_chunks(
     Args:
         max_samples: most samples in memory at once; pictures of any size take as many chunks of rays as that needs.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    rays = camera_rays(cameras, height, width)
-    light = _light_per_ray(cameras, height, width, shading, None)
-    behind = _per_ray(background, height, width)
-    n_rays = max(1, max_samples // math.ceil(BOX_DIAGONAL / step_size + 1.0))
-    parts = []
+    return render(
+        field,
+        occupied,
+        cameras,
+        size,
+        background,
+        step_size,
+        backend,
+        shading,
+        with_normals=with_normals,
+        samples_at_once=max_samples,
+    )
+
+
+def _render_in_parts(
+    field: Field,
+    occupied: Tensor,
+    rays: Rays,
+    behind: Tensor,
+    step_size: float,
+    backend: str,
+    shading: Shading,
+    light: Tensor | None,
+    jitter: Tensor | None,
+    with_normals: bool,
+    samples_at_once: int,
+) -> Rendering:
+    """What `_render_rays` gives, part by part; with gradients each part keeps its rays alone and is rendered again in
+    the backward pass: marching is deterministic, so that the second time is the first one's twin."""
+    n_rays = max(1, samples_at_once // math.ceil(BOX_DIAGONAL / step_size + 1.0))
+    parts: list[Rendering] = []
     for start in range(0, len(rays), n_rays):
         part = slice(start, start + n_rays)
         some = Rays(rays.origins[part], rays.directions[part])
-        lit = None if light is None else light[part]
-        parts.append(
-            _render_rays(field, occupied, some, behind[part], step_size, backend, shading, lit, None, with_normals)
-        )
-    flat = Rendering(
+        lit, shifted = (None if each is None else each[part] for each in (light, jitter))
+        arguments = (field, occupied, some, behind[part], step_size, backend, shading, lit, shifted, with_normals)
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(_render_rays, *arguments, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(_render_rays(*arguments))
+    return Rendering(
         color=torch.cat([part.color for part in parts]),
         opacity=torch.cat([part.opacity for part in parts]),
         depth=torch.cat([part.depth for part in parts]),
@@ -126,7 +159,6 @@ def render_in_chunks(
         thickness=torch.cat([part.thickness for part in parts]),
         n_samples=sum(part.n_samples for part in parts),
     )
-    return _as_pictures(flat, len(cameras), height, width)
 
 
 def _render_rays(

@@ -17,11 +17,12 @@ from nerf_bridge.scene.scene import Scene
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: steps done and what its guards remember."""
+    """Where a run stands: steps done, what its guards remember, and its rung of the memory ladder."""
 
     step: int = 0
     guard: StepGuard = field(default_factory=StepGuard)
     empty: EmptyGuard = field(default_factory=EmptyGuard)
+    rung: int = 0
 
 
 def build_optimiser(scene: Scene, config: GenerateConfig) -> SkippingAdam:
@@ -84,7 +85,8 @@ def restore(run: RunDirectory, scene: Scene, optimiser: SkippingAdam) -> Progres
     tensors, state = loaded
     try:
         load_tensors(scene, optimiser, tensors)
-        return Progress(state["step"], StepGuard(**state["guard"]), EmptyGuard(**state["empty"]))
+        guards = StepGuard(**state["guard"]), EmptyGuard(**state["empty"])
+        return Progress(state["step"], *guards, state.get("rung", 0))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _of_another_kind(run, error) from None
 

@@ -8,11 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nerf_bridge.prior.models.sparing import recompute_blocks
+
 
 class Codec(Protocol):
     """Between images [b, 3, h, w] in 0..1 and x."""
 
     image_size: int
+    multiple: int  # of which image_size is one
+
+    def place(self, device: torch.device, recompute: bool) -> None:
+        """Move to `device`; with `recompute` keep less for the backward pass."""
+        ...
 
     def encode(self, images: Tensor) -> Tensor:
         """x of `images` of any size; differentiable in the images."""
@@ -26,8 +33,12 @@ class Codec(Protocol):
 class PixelCodec:
     """x is the image itself in -1..1."""
 
-    def __init__(self, image_size: int):
+    def __init__(self, image_size: int, multiple: int):
         self.image_size = image_size
+        self.multiple = multiple
+
+    def place(self, device: torch.device, recompute: bool) -> None:
+        """Nothing to move nor to keep."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Images brought to the prior's size, in -1..1."""
@@ -47,11 +58,18 @@ class LatentCodec:
         vae: diffusers' AutoencoderKL, or anything with the same `encode` and `decode`; computes in its own dtype.
     """
 
-    def __init__(self, vae: Any, image_size: int, scale: float, shift: float):
+    def __init__(self, vae: Any, image_size: int, multiple: int, scale: float, shift: float):
         self.vae = vae.eval().requires_grad_(False)
         self.image_size = image_size
+        self.multiple = multiple
         self.scale = scale
         self.shift = shift
+
+    def place(self, device: torch.device, recompute: bool) -> None:
+        """Move the autoencoder; with `recompute` the encoder's blocks are computed again in the backward pass."""
+        self.vae.to(device)
+        if recompute:
+            recompute_blocks(self.vae.encoder)
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents [b, c, s / f, s / f] in the images' dtype, float32 at least."""

@@ -37,6 +37,7 @@ from nerf_bridge.prior.models.text import (
 from nerf_bridge.prior.protocol import PriorInfo
 
 FLUX_SAMPLE_SIZE = 128  # latents along a side
+HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class LoadOptions:
     """How to load a model.
 
     Attributes:
-        device: where it runs.
+        device: where it runs; its networks are loaded into main memory and come there when they are first used.
+        words_device: where its text encoders run.
         dtype: of the network; None: half precision on a GPU, as the family was trained, and float32 on a CPU.
         image_size: pixels along a side of the images that it sees; None: what it was trained at.
         loras: changes of the weights.
@@ -53,6 +55,7 @@ class LoadOptions:
     """
 
     device: torch.device
+    words_device: torch.device
     dtype: torch.dtype | None
     image_size: int | None
     loras: tuple[Lora, ...]
@@ -98,7 +101,7 @@ def load_sdxl(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
     vae_dtype = torch.float32 if unet.dtype == torch.float16 else unet.dtype
     codec = _latents(folder, options, unet.config.sample_size, 1, vae_dtype)
     _check_channels(folder, unet, codec)
-    denoiser = StableDiffusionXL(unet, codec.image_size)
+    denoiser = StableDiffusionXL(unet, codec.image_size, options.device)
     return _assemble(folder, options, codec, denoiser, encode_sdxl)
 
 
@@ -111,8 +114,9 @@ def load_deepfloyd(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
     unet = _network(folder, options, "unet", UNet2DConditionModel, torch.float16)
     if unet.config.in_channels != 3:
         raise UserError(f"prior {folder.name}: only stage I of DeepFloyd IF makes images of words; this is another one")
-    _check_size(options.image_size, 2 ** (len(unet.config.block_out_channels) - 1), folder.name)
-    codec = PixelCodec(options.image_size or unet.config.sample_size)
+    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+    _check_size(options.image_size, multiple, folder.name)
+    codec = PixelCodec(options.image_size or unet.config.sample_size, multiple)
     return _assemble(folder, options, codec, DeepFloyd(unet), encode_if)
 
 
@@ -148,7 +152,7 @@ def load_mvdream(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
     if options.loras:
         raise UserError(f"model.loras: prior {folder.name} is of a family for which there are no LoRAs")
     dtype = options.dtype or _half(options.device, torch.float16)
-    network = load_mvdream_unet(folder, dtype, options.device)
+    network = load_mvdream_unet(folder, dtype)
     codec = _latents(folder, options, network.image_size, 1, dtype)
     return _assemble(folder, options, codec, MVDream(network), encode_sd)
 
@@ -160,8 +164,8 @@ def _network(
     network_class: Any,
     half: torch.dtype,
 ) -> Any:
-    """The U-Net or transformer on the device, with the user's LoRAs in its weights."""
-    network = folder.load(part, network_class, options.dtype or _half(options.device, half), options.device)
+    """The U-Net or transformer, with the user's LoRAs in its weights."""
+    network = folder.load(part, network_class, options.dtype or _half(options.device, half), HOST)
     apply_loras(network, part, folder.pipeline_class(), options.loras)
     return network
 
@@ -176,11 +180,11 @@ def _latents(
     """The folder's autoencoder, for images of the asked size or of `sample_size` latents a side."""
     from diffusers import AutoencoderKL
 
-    vae: Any = folder.load("vae", AutoencoderKL, dtype, options.device)
+    vae: Any = folder.load("vae", AutoencoderKL, dtype, HOST)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     _check_size(options.image_size, factor * patch, folder.name)
     size = options.image_size or factor * sample_size
-    return LatentCodec(vae, size, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
+    return LatentCodec(vae, size, factor * patch, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
 
 
 def _check_channels(folder: ModelFolder, unet: Any, codec: LatentCodec) -> None:
@@ -211,7 +215,8 @@ def _assemble(
         else RectifiedFlow(flow_scale)
     )
     text_dtype = options.dtype if options.dtype == torch.float64 else _half(options.device, torch.float16)
-    models = TextModels(folder, options.device, text_dtype, options.loras)
+    models = TextModels(folder, options.words_device, text_dtype, options.loras)
     used = {f"lora {lora.path.name} x {lora.scale:g}": lora.sha256 for lora in options.loras}
     about = PriorInfo(folder.name, folder.licence, folder.source, folder.sha256 | used)
-    return DiffusersPrior(about, process, codec, denoiser, CachedWords(models, encode, options.prompt_folder))
+    words = CachedWords(models, encode, options.prompt_folder, options.device)
+    return DiffusersPrior(about, process, codec, denoiser, words, options.device)

@@ -41,6 +41,7 @@ from nerf_bridge.prior.models.prior import DiffusersPrior
 
 FAMILIES = ("sd-epsilon", "sd-v", "sdxl", "if", "sd3", "flux", "mvdream")
 WIDTH = 32  # of the words
+CPU = torch.device("cpu")
 SENTENCES = ("a green chair, front view", "high quality, sharp, detailed table", "the quick brown fox jumps", "foggy")
 
 
@@ -69,11 +70,13 @@ def load(
     loras: tuple[Any, ...] = (),
     sha256: dict[str, str] | None = None,
     non_commercial: bool = True,
+    device: torch.device = CPU,
+    words_device: torch.device = CPU,
 ) -> DiffusersPrior:
     """The prior in `folder`, by the code that loads the big ones."""
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*")) if path.is_file()]
     model = ModelFolder(str(folder), folder, "for tests", "random weights", hash_files(folder, names) | (sha256 or {}))
-    return load_model(model, LoadOptions(torch.device("cpu"), dtype, image_size, loras, non_commercial, cache))
+    return load_model(model, LoadOptions(device, words_device, dtype, image_size, loras, non_commercial, cache))
 
 
 def _stable_diffusion(folder: Path, predicts: str) -> None:
