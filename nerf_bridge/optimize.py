@@ -252,7 +252,8 @@ def backgrounds(
         drawn = solid_backgrounds(kind, config.camera.views, step_generator(config.seed, step, "background"))
         (solid,) = to_device([drawn[part]], scene.device)
         return solid, solid
-    seen = scene.environment(camera_rays(cameras, size, size).directions).view(len(cameras), size, size, 3)
+    rays = camera_rays(cameras, size, size, scene.backend)
+    seen = scene.environment(rays.directions).view(len(cameras), size, size, 3)
     return seen, seen.detach().mean((1, 2))
 
 

@@ -13,7 +13,7 @@ from nerf_bridge.ops.composite import composite
 from nerf_bridge.ops.field_composite import field_composite, pixels_of
 from nerf_bridge.ops.march import BOX_DIAGONAL, march_rays
 from nerf_bridge.scene.cameras import Cameras
-from nerf_bridge.scene.field import Field, RawField
+from nerf_bridge.scene.field import Field, is_raw
 from nerf_bridge.scene.rays import Rays, camera_rays
 from nerf_bridge.scene.shading import Shading, headlight_directions, shade
 
@@ -82,7 +82,7 @@ def render(
         The rendering; where no cell is occupied, the background.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    rays = camera_rays(cameras, height, width)
+    rays = camera_rays(cameras, height, width, backend)
     light = _light_per_ray(cameras, height, width, shading, light_dir)
     behind = _per_ray(background, height, width)
     arguments = (field, occupied, rays, behind, step_size, backend, shading, light, jitter, with_normals)
@@ -177,9 +177,10 @@ def _render_rays(
     """A rendering of n rays whose tensors are [n, ...]; `behind` is [n, 3], and so is `light`, None for 'albedo'."""
     samples = march_rays(rays.origins, rays.directions, occupied, step_size, jitter, backend, capacity)
     middles = rays.origins.norm(dim=-1)
-    if isinstance(field, RawField) and light is None and not with_normals:
-        pixels = field_composite(field.raw(samples.points), samples, middles, behind, field.activation, backend)
-        return _rendering(pixels, None, samples.n, samples.overflow)
+    if light is None and not with_normals and is_raw(field):
+        raw = field.raw(samples.points, samples.packed_info)
+        color, opacity, depth, thickness = field_composite(raw, samples, middles, behind, field.activation, backend)
+        return Rendering(color, opacity, depth, None, thickness, samples.n, samples.overflow)
     sigmas, features = field(samples.points)
     if light is not None or with_normals:
         normals = field.normals(samples.points)
@@ -190,14 +191,9 @@ def _render_rays(
     u = (samples.t_mids - middles.index_select(0, samples.ray_indices))[:, None]
     packed = (samples.t_starts, samples.t_ends, samples.packed_info)
     summed, opacity, _, _ = composite(sigmas, torch.cat([features, u, u * u], dim=-1), *packed, backend)
-    pixels = pixels_of(summed, opacity, middles, behind)
-    return _rendering(pixels, _unit(summed[:, 3:6]) if with_normals else None, samples.n, samples.overflow)
-
-
-def _rendering(pixels: Tensor, normals: Tensor | None, n_samples: int, overflow: Tensor | None) -> Rendering:
-    """The rendering of n rays from their pixels [n, 6]."""
-    color, opacity, depth, thickness = pixels.split([3, 1, 1, 1], dim=1)
-    return Rendering(color, opacity[:, 0], depth[:, 0], normals, thickness[:, 0], n_samples, overflow)
+    color, opacity, depth, thickness = pixels_of(summed, opacity, middles, behind)
+    unit = _unit(summed[:, 3:6]) if with_normals else None
+    return Rendering(color, opacity, depth, unit, thickness, samples.n, samples.overflow)
 
 
 def _light_per_ray(

@@ -189,7 +189,7 @@ def test_a_capture_that_fails_is_told_once_and_the_views_come_all_the_same(monke
 
 def test_on_a_cpu_no_graph_is_tried():
     _, scene, _ = make()
-    assert not view_renderer(scene)._enabled
+    assert not view_renderer(scene, 0)._enabled
 
 
 class OracleForGpu(CountingOracle):
@@ -221,7 +221,7 @@ def trained_on_gpu(views_of, n_steps, **changes):
 def test_on_a_gpu_graphed_and_plain_training_agree(shading, background):
     changes = {"render__shading": shading, "render__background": background}
     plain, plain_figures, _ = trained_on_gpu(lambda scene: None, 12, **changes)
-    graphed, graphed_figures, views = trained_on_gpu(view_renderer, 12, **changes)
+    graphed, graphed_figures, views = trained_on_gpu(lambda scene: view_renderer(scene, 0), 12, **changes)
     assert views._enabled and views._graphs  # it was captured
     # sums by atomics differ from run to run, and Adam makes whole steps of what is left of tiny gradients
     assert torch.allclose(graphed_figures, plain_figures, rtol=0.1, atol=5e-3)
@@ -232,7 +232,7 @@ def test_on_a_gpu_graphed_and_plain_training_agree(shading, background):
 def test_on_a_gpu_the_gradients_of_a_graph_are_the_plain_ones():
     config, scene, optimiser = make(torch.device("cuda"), "cuda", device="cuda", field__n_features=4)
     update_occupancy(scene, config, 0)
-    views = view_renderer(scene)
+    views = view_renderer(scene, 0)
     found = {}
     for number in (1, 2, 3):
         for name, renderer in (("plain", None), ("graphed", views)):
@@ -250,7 +250,7 @@ def test_on_a_gpu_the_gradients_of_a_graph_are_the_plain_ones():
 @pytest.mark.cuda
 def test_on_a_gpu_a_replay_sees_the_field_and_the_occupancy_as_they_are():
     config, scene, _ = make(torch.device("cuda"), "cuda", device="cuda", field__n_features=4)
-    views = view_renderer(scene)
+    views = view_renderer(scene, 0)
     for number in range(3):
         if number < 2:
             views.forget_counts()

@@ -192,7 +192,7 @@ def test_memory_may_be_set_otherwise_when_a_run_goes_on(tmp_path, monkeypatch):
         pipeline.generate(tiny_config(), tmp_path / "run", Full(ends={5}))
     seen = []
     monkeypatch.setattr(
-        optimize, "training_step", lambda *arguments: seen.append(arguments[-1].rung) or training_step(*arguments)
+        optimize, "training_step", lambda *arguments: seen.append(arguments[5].rung) or training_step(*arguments)
     )
     pipeline.generate(tiny_config(memory="8gb"), tmp_path / "run", Full())
     assert set(seen) == {2}
