@@ -163,7 +163,7 @@ def fits(version: Version, device: torch.device) -> bool:
 def measure(version: Version, clock: Clock) -> dict[str, Timing]:
     """Timings by metric, and the peak memory in GiB as "memory" where it is counted."""
     outputs: Sequence[Tensor] = version.forward()
-    grads = [torch.randn_like(out) for out in outputs]
+    grads = [torch.randn_like(out) for out in outputs if version.leaves]
 
     def forward() -> None:
         nonlocal outputs

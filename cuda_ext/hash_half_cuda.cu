@@ -1,7 +1,8 @@
 // Hash encoding on the GPU with features in half precision, sums in float: what the field is trained with.
 //
 // Level by level (blockIdx.y), so that one level's table fills the caches at a time; features lie level by level too,
-// [n_levels, n, F], so that neighbouring lanes read and write them side by side. Which points a warp takes is in visit.h.
+// [n_levels, n, F], so that neighbouring lanes read and write them side by side. Forward, points are taken as they lie;
+// backward in the order of visit.h.
 //
 // The table's gradient is summed with float atomics. Points of a warp that lie in one cell are summed within the warp first,
 // and only one lane of theirs goes to memory. Points without a gradient are left out before anything of theirs is read.
@@ -55,24 +56,23 @@ __device__ __forceinline__ void store_half_row(__half* to, const Row<float, F>& 
 
 template <int F>
 __global__ void fwd(const float* __restrict__ points, const __half* __restrict__ table, const Level* __restrict__ levels,
-                    __half* __restrict__ features, Rows rows, Placement placement) {
+                    __half* __restrict__ features, int64_t n, Placement placement) {
+  const int64_t i = thread_index();
+  if (i >= n) return;
   const Level level = levels[blockIdx.y];
   const __half* entries = table + level.offset * F;
-  __half* out = features + blockIdx.y * rows.n * F;
-  for (Visit of = rows.visit(thread_index() / LANES); of.at < of.end; of.at += of.step) {
-    const Cell<float> cell = placement.locate_in(points + 3 * of.at, level.resolution);
-    uint32_t entry[8];
-    float weight[8];
-    corner_entries(cell, level, entry);
-    corner_weights<float>(cell, nullptr, float(level.resolution), weight);
-    Row<float, F> corner[8], sum;
+  const Cell<float> cell = placement.locate_in(points + 3 * i, level.resolution);
+  uint32_t entry[8];
+  float weight[8];
+  corner_entries(cell, level, entry);
+  corner_weights<float>(cell, nullptr, float(level.resolution), weight);
+  Row<float, F> corner[8], sum;
 #pragma unroll
-    for (int c = 0; c < 8; ++c) corner[c] = load_half_row<F>(entries + int64_t(entry[c]) * F);
-    sum.clear();
+  for (int c = 0; c < 8; ++c) corner[c] = load_half_row<F>(entries + int64_t(entry[c]) * F);
+  sum.clear();
 #pragma unroll
-    for (int c = 0; c < 8; ++c) sum.add(weight[c], corner[c]);
-    store_half_row<F>(out + of.at * F, sum);
-  }
+  for (int c = 0; c < 8; ++c) sum.add(weight[c], corner[c]);
+  store_half_row<F>(features + (blockIdx.y * n + i) * F, sum);
 }
 
 // Leaves in the first lane of each group the sums of the group's values; `group` has the bits of this lane's group. In every
@@ -187,21 +187,19 @@ dim3 grid_for(const Rows& rows, int64_t n_levels) { return dim3(blocks_for(rows.
 }  // namespace
 
 // points [n, 3], which scale and shift move into the unit cube; table [n_entries, F] half; levels [n_levels] rows;
-// packed_info [n_rays, 2] or null, as in visit.h; features, grad_features [n_levels, n, F] half.
-NB_EXPORT int hash_half_fwd_f32(const float* points, const __half* table, const Level* levels, const int64_t* packed_info,
-                                __half* features, int64_t n, int64_t n_rays, int64_t n_levels, int64_t n_features,
-                                double scale, double shift, cudaStream_t stream) {
+// features [n_levels, n, F] half.
+NB_EXPORT int hash_half_fwd_f32(const float* points, const __half* table, const Level* levels, __half* features, int64_t n,
+                                int64_t n_levels, int64_t n_features, double scale, double shift, cudaStream_t stream) {
   if (n == 0) return NB_OK;
-  const Rows rows = {packed_info, n_rays, n};
   const Placement placement = {float(scale), float(shift)};
+  const dim3 grid(blocks_for(n), unsigned(n_levels));
   const int status = with_even_features(n_features, [&](auto f) {
-    fwd<decltype(f)::value>
-        <<<grid_for(rows, n_levels), THREADS, 0, stream>>>(points, table, levels, features, rows, placement);
+    fwd<decltype(f)::value><<<grid, THREADS, 0, stream>>>(points, table, levels, features, n, placement);
   });
   return status ? status : launched();
 }
 
-// largest [1] and lit [ceil(n / 32)] as lit_rows_f32 finds them: of rows whose bit is 0, grad_features is not read;
+// packed_info [n_rays, 2] or null, as in visit.h; grad_features [n_levels, n, F] half; largest [1] and lit [ceil(n / 32)] as lit_rows_f32 finds them: of rows whose bit is 0, grad_features is not read;
 // grad_table [n_entries, F], added to.
 NB_EXPORT int hash_half_bwd_f32(const float* points, const __half* grad_features, const uint32_t* lit, const Level* levels,
                                 const int64_t* packed_info, const uint32_t* largest, float* grad_table, int64_t n,

@@ -39,9 +39,9 @@ from nerf_bridge.scene.scene import build_scene
 CPU = torch.device("cpu")
 
 
-def make(device=CPU, backend="auto", **changes):
+def make(where=CPU, backend="auto", **changes):
     config = tiny_config(**{"steps": 20, **changes})
-    scene = build_scene(config, resolve_backend(backend, device), device)
+    scene = build_scene(config, resolve_backend(backend, where), where)
     return config, scene, build_optimiser(scene, config)
 
 

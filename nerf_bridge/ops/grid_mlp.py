@@ -71,8 +71,9 @@ def grid_mlp(
         out_weight, out_bias: [o, w], [o]; o at most MAX_OUTPUTS.
         spec: the grid's shape.
         packed_info: [n_rays, 2] int64, where the points are samples of rays: first sample and number of samples of each
-            ray, in order and without gaps (`Samples.packed_info`). It changes no result but the order of sums: points
-            of neighbouring rays are then worked on together, which is faster. None: as the points come.
+            ray, in order and without gaps (`Samples.packed_info`). It changes no result but the order of sums in the
+            backward pass: points of neighbouring rays are then worked on together, which is faster. None: as the
+            points come.
         centred: points are in [-1, 1] instead: x stands for 0.5 x + 0.5.
     Returns:
         [n, o] float32.
@@ -120,15 +121,17 @@ def _check(
 class _GridMlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> torch.Tensor:
-        out, features = grid_mlp_fwd(*arguments)
-        points, _, hidden_weight, hidden_bias, out_weight, _, packed_info, *ctx.how = arguments
+        *inputs, packed_info, ctx.centred, ctx.spec = arguments
+        forward = (*inputs, ctx.centred, ctx.spec)
+        out, features = grid_mlp_fwd(*forward)
+        points, _, hidden_weight, hidden_bias, out_weight, _ = inputs
         ctx.save_for_backward(points, features, hidden_weight, hidden_bias, out_weight, packed_info)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        arguments = (*ctx.saved_tensors, grads[0], *ctx.how)
+        arguments = (*ctx.saved_tensors, grads[0], ctx.centred, ctx.spec)
         return None, *grid_mlp_bwd(*arguments), None, None, None
 
 
@@ -139,17 +142,16 @@ def grid_mlp_fwd(
     hidden_bias: torch.Tensor,
     out_weight: torch.Tensor,
     out_bias: torch.Tensor,
-    packed_info: torch.Tensor | None,
     centred: bool,
     spec: HashGridSpec,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What `grid_mlp` returns of the same arguments, and the features [L, n, F] in half precision."""
-    points, rays, n_rays = points.contiguous(), *_rays(packed_info)
+    points = points.contiguous()
     network = [weight.contiguous() for weight in (hidden_bias, out_weight, out_bias)]
     n, levels, (n_outputs, width) = points.shape[0], level_rows(spec, points.device), out_weight.shape
     features = torch.empty((spec.n_levels, n, spec.n_features), dtype=torch.half, device=points.device)
     sizes, how = (spec.n_levels, spec.n_features), _placement(centred)
-    run_kernel("cuda", "hash_half_fwd", points, table.half(), levels, rays, features, n, n_rays, *sizes, *how)
+    run_kernel("cuda", "hash_half_fwd", points, table.half(), levels, features, n, *sizes, *how)
     out = points.new_empty((n, n_outputs))
     run_kernel("cuda", "mlp_half_fwd", hidden_weight.contiguous(), features, *network, out, n, *sizes, width, n_outputs)
     return out, features

@@ -148,7 +148,8 @@ def _grid_mlp_backward(ctx: Any, grad_out: Tensor, *rest: Any) -> tuple[Tensor |
 
 
 def _grid_mlp_fwd(*inputs: Any) -> tuple[Tensor, Tensor]:
-    arguments = (*inputs[:-1], HashGridSpec(*inputs[-1]))
+    *tensors, _, centred, shape = inputs  # the rays matter to the backward pass alone
+    arguments = (*tensors, centred, HashGridSpec(*shape))
     return grid_mlp.grid_mlp_fwd(*arguments)
 
 
