@@ -37,7 +37,11 @@ def load_prior(name: str, device: torch.device | str = "cpu", settings: ModelCon
     check_prior_name(name)
     settings = settings or _DEFAULT
     if name == EMBEDDED:
-        changed = [key for key in ("dtype", "image_size", "loras") if getattr(settings, key) != getattr(_DEFAULT, key)]
+        changed = [
+            key
+            for key in ("dtype", "image_size", "loras", "compile")
+            if getattr(settings, key) != getattr(_DEFAULT, key)
+        ]
         if changed:
             raise UserError(f"model.{changed[0]} is for other priors: the embedded one is as it is; leave it out")
         from nerf_bridge.prior.embedded import load_embedded  # loads the text encoder's libraries: only when used
@@ -55,5 +59,6 @@ def load_prior(name: str, device: torch.device | str = "cpu", settings: ModelCon
         loras=parse_loras(settings.loras or ""),
         non_commercial=settings.non_commercial,
         prompt_folder=prompt_folder(),
+        compile=settings.compile,
     )
     return load_model(find_model(name, settings.non_commercial, settings.offline), options)

@@ -29,6 +29,11 @@ class PromptEmbeddings:
         pooled = None if self.pooled is None else self.pooled[rows]
         return PromptEmbeddings(self.tokens[rows], self.mask[rows], pooled)
 
+    def row(self, i: int) -> PromptEmbeddings:
+        """Row `i` alone; as `select` would, without making the host wait for the device."""
+        pooled = None if self.pooled is None else self.pooled[i : i + 1]
+        return PromptEmbeddings(self.tokens[i : i + 1], self.mask[i : i + 1], pooled)
+
     def repeat(self, times: int) -> PromptEmbeddings:
         """The whole list `times` times over: [a, b] repeated twice is [a, b, a, b]."""
         pooled = None if self.pooled is None else self.pooled.repeat(times, 1)
@@ -63,9 +68,8 @@ class ViewCondition:
 
     def repeat(self, times: int) -> ViewCondition:
         """The whole list `times` times over, as PromptEmbeddings.repeat does."""
-        rows = list(range(self.background.shape[0])) * times
-        known = None if self.camera_known is None else self.camera_known[rows]
-        return ViewCondition(self.cameras[rows], self.background[rows], known)
+        known = None if self.camera_known is None else self.camera_known.repeat(times)
+        return ViewCondition(self.cameras.repeat(times), self.background.repeat(times, 1), known)
 
     def hiding(self, hidden: Tensor) -> ViewCondition:
         """The same views without the cameras of the images where `hidden` ([b] bool) is True."""

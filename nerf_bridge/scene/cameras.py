@@ -53,6 +53,16 @@ class Cameras:
             distance=self.distance[chosen],
         )
 
+    def repeat(self, times: int) -> Cameras:
+        """The whole list `times` times over; as indexing would, without making the host wait for the device."""
+        return Cameras(
+            c2w=self.c2w.repeat(times, 1, 1),
+            fovy_rad=self.fovy_rad.repeat(times),
+            azimuth_rad=self.azimuth_rad.repeat(times),
+            elevation_rad=self.elevation_rad.repeat(times),
+            distance=self.distance.repeat(times),
+        )
+
     def to(self, device: torch.device | str) -> Cameras:
         """The same cameras on `device`."""
         return Cameras(

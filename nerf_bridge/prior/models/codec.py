@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nerf_bridge.prior.models.frozen_encoder import FrozenEncoder
+
 
 class Codec(Protocol):
     """Between images [b, 3, h, w] in 0..1 and x."""
@@ -44,10 +46,12 @@ class LatentCodec:
     The mean, and not a sample: x stays a function of the image, and the spread is far below the noise that is added.
 
     Attributes:
-        vae: diffusers' AutoencoderKL, or anything with the same `encode` and `decode`; computes in its own dtype.
+        encoder: images in 0..1 to mean latents.
+        vae: diffusers' AutoencoderKL, or anything with the same `decode`; computes in its own dtype.
     """
 
-    def __init__(self, vae: Any, image_size: int, scale: float, shift: float):
+    def __init__(self, encoder: FrozenEncoder, vae: Any, image_size: int, scale: float, shift: float):
+        self.encoder = encoder
         self.vae = vae.eval().requires_grad_(False)
         self.image_size = image_size
         self.scale = scale
@@ -55,17 +59,13 @@ class LatentCodec:
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents [b, c, s / f, s / f] in the images' dtype, float32 at least."""
-        pixels = 2 * resized(images, self.image_size) - 1
-        z = self.vae.encode(pixels.to(self._dtype())).latent_dist.mode()
+        z = self.encoder(resized(images, self.image_size))
         return (z.to(torch.promote_types(images.dtype, torch.float32)) - self.shift) * self.scale
 
     def decode(self, x: Tensor) -> Tensor:
         """Images in 0..1 in the dtype of x."""
-        z = (x / self.scale + self.shift).to(self._dtype())
+        z = (x / self.scale + self.shift).to(next(self.vae.parameters()).dtype)
         return (0.5 * self.vae.decode(z).sample.to(x.dtype) + 0.5).clamp(0, 1)
-
-    def _dtype(self) -> torch.dtype:
-        return next(self.vae.parameters()).dtype
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior.models.codec import LatentCodec, PixelCodec
@@ -19,7 +21,9 @@ from nerf_bridge.prior.models.denoisers import (
     StableDiffusion3,
     StableDiffusionXL,
 )
+from nerf_bridge.prior.models.fast_network import FastNetwork
 from nerf_bridge.prior.models.folder import ModelFolder
+from nerf_bridge.prior.models.frozen_encoder import FrozenEncoder
 from nerf_bridge.prior.models.lora import Lora, apply_loras
 from nerf_bridge.prior.models.mvdream import MVDream, load_mvdream_unet
 from nerf_bridge.prior.models.noise import RectifiedFlow, read_process
@@ -34,7 +38,10 @@ from nerf_bridge.prior.models.text import (
     encode_sd3,
     encode_sdxl,
 )
+from nerf_bridge.prior.models.vae_weights import encoder_of
 from nerf_bridge.prior.protocol import PriorInfo
+
+logger = logging.getLogger(__name__)
 
 FLUX_SAMPLE_SIZE = 128  # latents along a side
 
@@ -50,6 +57,8 @@ class LoadOptions:
         loras: changes of the weights.
         non_commercial: whether the user takes a licence that forbids commercial use.
         prompt_folder: where encoded prompts are kept.
+        compile: on a GPU, "auto" compiles the network beside the first steps, "on" before them, and both run it and the
+            encoder as CUDA graphs; "off" does neither.
     """
 
     device: torch.device
@@ -58,6 +67,7 @@ class LoadOptions:
     loras: tuple[Lora, ...]
     non_commercial: bool
     prompt_folder: Path
+    compile: Literal["auto", "on", "off"] = "auto"
 
 
 def load_model(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
@@ -91,12 +101,12 @@ def load_stable_diffusion(folder: ModelFolder, options: LoadOptions) -> Diffuser
 
 
 def load_sdxl(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
-    """SDXL: latents, with its sizes and pooled prompts; its autoencoder overflows in float16 and stays in float32."""
+    """SDXL: latents, with its sizes and pooled prompts; its decoder overflows in float16 and stays in float32."""
     from diffusers import UNet2DConditionModel
 
     unet = _network(folder, options, "unet", UNet2DConditionModel, torch.float16)
     vae_dtype = torch.float32 if unet.dtype == torch.float16 else unet.dtype
-    codec = _latents(folder, options, unet.config.sample_size, 1, vae_dtype)
+    codec = _latents(folder, options, unet.config.sample_size, 1, vae_dtype, unet.dtype)
     _check_channels(folder, unet, codec)
     denoiser = StableDiffusionXL(unet, codec.image_size)
     return _assemble(folder, options, codec, denoiser, encode_sdxl)
@@ -150,7 +160,7 @@ def load_mvdream(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
     dtype = options.dtype or _half(options.device, torch.float16)
     network = load_mvdream_unet(folder, dtype, options.device)
     codec = _latents(folder, options, network.image_size, 1, dtype)
-    return _assemble(folder, options, codec, MVDream(network), encode_sd)
+    return _assemble(folder, options, codec, MVDream(_quick(network, options)), encode_sd)
 
 
 def _network(
@@ -163,7 +173,14 @@ def _network(
     """The U-Net or transformer on the device, with the user's LoRAs in its weights."""
     network = folder.load(part, network_class, options.dtype or _half(options.device, half), options.device)
     apply_loras(network, part, folder.pipeline_class(), options.loras)
-    return network
+    return _quick(network, options)
+
+
+def _quick(network: nn.Module, options: LoadOptions) -> Any:
+    """The network behind CUDA graphs and torch.compile, where there is a GPU and the user wants it."""
+    if options.device.type != "cuda" or options.compile == "off":
+        return network
+    return FastNetwork(network, options.compile)
 
 
 def _half(device: torch.device, half: torch.dtype) -> torch.dtype:
@@ -171,16 +188,34 @@ def _half(device: torch.device, half: torch.dtype) -> torch.dtype:
 
 
 def _latents(
-    folder: ModelFolder, options: LoadOptions, sample_size: int, patch: int, dtype: torch.dtype
+    folder: ModelFolder,
+    options: LoadOptions,
+    sample_size: int,
+    patch: int,
+    dtype: torch.dtype,
+    encoder_dtype: torch.dtype | None = None,
 ) -> LatentCodec:
-    """The folder's autoencoder, for images of the asked size or of `sample_size` latents a side."""
+    """The folder's autoencoder in `dtype`, for images of the asked size or of `sample_size` latents a side.
+
+    `encoder_dtype` is asked for the encoder; None: `dtype`. Half precision is float16 there on a GPU, being precise
+    enough for gradients where bfloat16 is not, and float32 on a CPU, which would round without being faster.
+    """
     from diffusers import AutoencoderKL
 
     vae: Any = folder.load("vae", AutoencoderKL, dtype, options.device)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     _check_size(options.image_size, factor * patch, folder.name)
     size = options.image_size or factor * sample_size
-    return LatentCodec(vae, size, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
+    asked, half = encoder_dtype or dtype, (torch.float16, torch.bfloat16)
+    try:
+        encoder, remark = encoder_of(vae, _half(options.device, torch.float16) if asked in half else asked)
+    except UserError as error:
+        raise UserError(f"prior {folder.name}: {error}") from None
+    if remark:
+        logger.warning("prior %s: %s", folder.name, remark)
+    vae.encoder = vae.quant_conv = None  # ours has the weights
+    frozen = FrozenEncoder(encoder, graphs=options.device.type == "cuda" and options.compile != "off")
+    return LatentCodec(frozen, vae, size, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
 
 
 def _check_channels(folder: ModelFolder, unet: Any, codec: LatentCodec) -> None:

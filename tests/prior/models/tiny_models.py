@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sentencepiece
 import torch
@@ -69,11 +69,14 @@ def load(
     loras: tuple[Any, ...] = (),
     sha256: dict[str, str] | None = None,
     non_commercial: bool = True,
+    device: str = "cpu",
+    compile: Literal["auto", "on", "off"] = "auto",
 ) -> DiffusersPrior:
     """The prior in `folder`, by the code that loads the big ones."""
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*")) if path.is_file()]
     model = ModelFolder(str(folder), folder, "for tests", "random weights", hash_files(folder, names) | (sha256 or {}))
-    return load_model(model, LoadOptions(torch.device("cpu"), dtype, image_size, loras, non_commercial, cache))
+    options = LoadOptions(torch.device(device), dtype, image_size, loras, non_commercial, cache, compile=compile)
+    return load_model(model, options)
 
 
 def _stable_diffusion(folder: Path, predicts: str) -> None:
