@@ -19,7 +19,7 @@ import logging
 import math
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,13 +30,14 @@ import trimesh
 from PIL import Image, ImageDraw, ImageFont
 
 from nerf_bridge.batch.jobs import Job, read_jobs
+from nerf_bridge.batch.pool import Engine, open_engine
 from nerf_bridge.batch.queue import raise_for_failures, run_batch
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.evaluate.colours import Colour, asked_colours, judge_colours
 from nerf_bridge.evaluate.results import commit
 from nerf_bridge.mesh.gltf import load_textured_mesh
 from nerf_bridge.ops.backend import resolve_backend
-from nerf_bridge.pipeline import generate
+from nerf_bridge.options import add_workers
 from nerf_bridge.run.directory import RunDirectory, read_record, slug
 from nerf_bridge.run.files import write_bytes, write_json, write_text
 from nerf_bridge.run.preview import to_bytes
@@ -225,9 +226,7 @@ def draw_sheet(assets: Sequence[Asset], size: int) -> Image.Image:
     return sheet
 
 
-def make_gallery(
-    jobs: Sequence[Job], out: Path, results_folder: Path, docs: Path, run_job: Callable[[Job], object]
-) -> Path:
+def make_gallery(jobs: Sequence[Job], out: Path, results_folder: Path, docs: Path, engine: Engine) -> Path:
     """Run the jobs, measure what they made, and write results, sheet and table.
 
     Returns:
@@ -238,7 +237,7 @@ def make_gallery(
         RunError: a job failed or its asset cannot be read; the results and the sheet of the others are written.
         Interrupted: the user stopped it.
     """
-    states = run_batch(jobs, out, run_job)
+    states = run_batch(jobs, out, engine)
     done = [job for job, state in zip(jobs, states, strict=True) if state.state == "done"]
     if not done:
         raise_for_failures(states)
@@ -262,6 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=Path, default=ROOT / "data" / "prompts" / "gallery.txt", help="one a line")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    add_workers(parser)
     parser.add_argument("--config", type=Path, help="settings that differ from the defaults (YAML)")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs" / "gallery", help="folder of sheet and table")
@@ -270,7 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = load_yaml(chosen.config) if chosen.config else {}
         jobs = read_jobs(chosen.prompts, chosen.out, merged(settings, {"device": chosen.device, "seed": chosen.seed}))
-        path = make_gallery(jobs, chosen.out, chosen.results, chosen.docs, lambda job: generate(job.config(), job.out))
+        with open_engine(chosen.workers, chosen.out, chosen.device) as engine:
+            path = make_gallery(jobs, chosen.out, chosen.results, chosen.docs, engine)
         print(json.dumps(json.loads(path.read_text(encoding="utf-8"))["rows"][-5:]))
         print(path)
     except (UserError, RunError, Interrupted) as error:

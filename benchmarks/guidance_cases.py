@@ -30,8 +30,8 @@ from benchmarks.guidance_models import (
 )
 from benchmarks.kernel_cases import Setting, Version
 from nerf_bridge.config import GuidanceConfig
+from nerf_bridge.cuda_graphs import record, warm_up
 from nerf_bridge.guidance import encode_words, guidance_gradient
-from nerf_bridge.prior.models.cuda_graphs import record, warm_up
 from nerf_bridge.prior.models.prior import DiffusersPrior
 from nerf_bridge.prior.models.vae_weights import relative_error
 from nerf_bridge.prior.protocol import ViewCondition
@@ -182,7 +182,7 @@ def latent_shape(family: Family, build: Build) -> tuple[int, int]:
 
 def predict_by(family: Family, network: Any, build: Build) -> Callable[..., Tensor]:
     """(noised, time, prompts) to the network's answer."""
-    denoiser = make_denoiser(family, network, build.image_size(family))
+    denoiser = make_denoiser(family, network, build)
 
     def answer(noised: Tensor, time: Tensor, words: Any) -> Tensor:
         condition = views_of(len(noised), noised.device) if family.name == "mvdream" else None
@@ -199,7 +199,7 @@ def graphed(network: Any, family: Family, build: Build) -> Callable[..., Tensor]
     def replay(*given: Any) -> Tensor:
         if not recorded:
             warm_up(lambda: answer(*given))
-            recorded["graph"], recorded["answer"] = record(lambda: answer(*given), torch.cuda.graph_pool_handle())
+            recorded["graph"], recorded["answer"] = record(lambda: answer(*given))
         recorded["graph"].replay()
         return recorded["answer"]
 

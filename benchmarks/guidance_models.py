@@ -16,6 +16,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
+from nerf_bridge.memory.ladder import RUNGS
 from nerf_bridge.prior.models.codec import Codec, LatentCodec, PixelCodec, resized
 from nerf_bridge.prior.models.denoisers import (
     DeepFloyd,
@@ -275,7 +276,11 @@ class PlainCodec:
 
     def __init__(self, vae: nn.Module, image_size: int):
         self.vae: Any = vae
-        self.image_size = image_size
+        self.image_size, self.multiple = image_size, 8
+
+    def place(self, device: torch.device, recompute: bool) -> None:
+        """Move it; nothing is computed again."""
+        self.vae.to(device)
 
     def encode(self, images: Tensor) -> Tensor:
         """Scaled mean latents."""
@@ -337,22 +342,24 @@ def our_encoder(vae: Any, graphs: bool = True) -> FrozenEncoder:
 def our_codec(family: Family, build: Build) -> Codec:
     """Between images and what the family noises, by the package's own code."""
     if family.vae is None:
-        return PixelCodec(build.image_size(family))
+        return PixelCodec(build.image_size(family), 8)
     vae = make_vae(family, build)
-    return LatentCodec(our_encoder(vae), vae, build.image_size(family), vae.config.scaling_factor, 0.0)
+    cuda = build.device.type == "cuda"
+    dtype = torch.float16 if cuda else build.dtype(family)
+    return LatentCodec(vae, dtype, cuda, build.image_size(family), 8, vae.config.scaling_factor, 0.0)
 
 
 def plain_codec(family: Family, build: Build) -> Codec:
     """The same by diffusers' modules."""
     if family.vae is None:
-        return PixelCodec(build.image_size(family))
+        return PixelCodec(build.image_size(family), 8)
     return PlainCodec(make_vae(family, build), build.image_size(family))
 
 
-def make_denoiser(family: Family, network: Any, image_size: int) -> Denoiser:
+def make_denoiser(family: Family, network: Any, build: Build) -> Denoiser:
     """The package's way of calling the network."""
     if family.name == "sdxl":
-        return StableDiffusionXL(network, image_size)
+        return StableDiffusionXL(network, build.image_size(family), build.device)
     makers = {"if-m": DeepFloyd, "if-xl": DeepFloyd, "sd3": StableDiffusion3, "flux": Flux, "mvdream": MVDream}
     return makers.get(family.name, StableDiffusion)(network)
 
@@ -381,16 +388,17 @@ def random_words(family: Family, build: Build, n: int) -> PromptEmbeddings:
 
 def make_prior(family: Family, build: Build, ours: bool, when: Compile = "on") -> DiffusersPrior:
     """A prior by the package's fast parts, or the same by plain eager modules."""
-    size = build.image_size(family)
     codec = our_codec(family, build) if ours else plain_codec(family, build)
-    network = make_network(family, build)
-    denoiser = make_denoiser(family, our_network(network, when) if ours else network, size)
+    denoiser = make_denoiser(family, make_network(family, build), build)
 
     def words(prompts: Sequence[str]) -> PromptEmbeddings:
         return random_words(family, build, len(prompts))
 
     info = PriorInfo(family.name, "none: random weights", "random weights", {})
-    return DiffusersPrior(info, make_process(family, build.device), codec, denoiser, words)
+    process = make_process(family, build.device)
+    prior = DiffusersPrior(info, process, codec, denoiser, words, build.device, when if ours else "off")
+    prior.place(RUNGS[0])
+    return prior
 
 
 def n_parameters(module: nn.Module) -> int:

@@ -27,7 +27,8 @@ from benchmarks.kernel_cases import TWIN_BYTES, Setting, Version
 from benchmarks.kernels import fits
 from benchmarks.timing import GIB, Clock, Timing, peak_gib, time_stages
 from benchmarks.torch_twins import TorchField
-from nerf_bridge.config import GenerateConfig, build_config, load_yaml
+from nerf_bridge.config import GenerateConfig, build_config
+from nerf_bridge.graphed_render import GraphedRender
 from nerf_bridge.guidance import (
     EncodedWords,
     distillation_loss,
@@ -38,10 +39,11 @@ from nerf_bridge.guidance import (
     stage_at,
     t_max_at,
 )
-from nerf_bridge.optimize import regularisers, render_views, training_step, update_occupancy
+from nerf_bridge.optimize import regularisers, render_views, training_step, update_occupancy, view_renderer
 from nerf_bridge.prior.protocol import Prior
 from nerf_bridge.run.state import Progress, build_optimiser
 from nerf_bridge.scene.scene import Scene, build_scene
+from nerf_bridge.settings import load_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 25000
@@ -68,6 +70,16 @@ class Runner:
     prior: Prior
     words: EncodedWords
     config: GenerateConfig
+    views: GraphedRender
+
+
+class EagerAdamW(torch.optim.AdamW):
+    """torch's, which tells the step its parameters."""
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All that it moves."""
+        return [p for group in self.param_groups for p in group["params"]]
 
 
 def step_config(case: StepCase, setting: Setting) -> GenerateConfig:
@@ -114,11 +126,12 @@ def make_runner(scene: Scene, config: GenerateConfig, setting: Setting, kind: st
     optimiser: Any = build_optimiser(scene, config)
     if kind != "ours":
         groups = [{"params": group["params"], "lr": group["lr"]} for group in optimiser.param_groups]
-        optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=config.optim.eps)
+        optimiser = EagerAdamW(groups, betas=(0.9, 0.99), eps=config.optim.eps)
     if kind == "eager":
         field: Any = TorchField(scene.field, compiled=False)
         scene = Scene(field, scene.occupancy, scene.environment, scene.step_size, "torch", scene.device)
-    return Runner(scene, optimiser, prior, words, config)
+    views = view_renderer(scene, 0) if kind == "ours" else GraphedRender(scene, enabled=False)
+    return Runner(scene, optimiser, prior, words, config, views)
 
 
 def time_step(case: StepCase, setting: Setting, clock: Clock, kind: str) -> tuple[dict[str, Timing], int]:
@@ -138,9 +151,8 @@ def time_step(case: StepCase, setting: Setting, clock: Clock, kind: str) -> tupl
     steps = iter(range(FIRST[case.size], STEPS))
 
     def whole() -> None:
-        training_step(
-            runner.scene, runner.optimiser, runner.prior, runner.words, runner.config, Progress(step=next(steps))
-        )
+        progress = Progress(step=next(steps))
+        training_step(runner.scene, runner.optimiser, runner.prior, runner.words, runner.config, progress, runner.views)
 
     measured = {"step": time_stages([whole], clock)[0]}
     stages = Stages(runner, steps)
@@ -166,7 +178,7 @@ class Stages:
     def render(self) -> None:
         """Cameras to pictures."""
         self.step = next(self.steps)
-        self.rendering, self.condition = render_views(self.of.scene, self.of.config, self.step)
+        self.rendering, self.condition = render_views(self.of.scene, self.of.config, self.step, views=self.of.views)
 
     def encode(self) -> None:
         """Pictures to latents."""
@@ -191,8 +203,7 @@ class Stages:
 
     def optimise(self) -> None:
         """The guard's norm, and the optimiser."""
-        parameters: list[Tensor] = [p for group in self.of.optimiser.param_groups for p in group["params"]]
-        float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        float(nn.utils.get_total_norm([p.grad for p in self.of.optimiser.parameters if p.grad is not None]))
         self.of.optimiser.step()
 
     def update_occupancy(self) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from benchmarks import nerfacc_versions
 from benchmarks.bench_inputs import (
     GRID,
     N_OUTPUTS,
@@ -127,7 +128,7 @@ def march_case(name: str, n_cameras: int, size: int, setting: Setting) -> Case:
             Version("torch.compile", lambda: [compiled(*scene, None).t_starts]),
         ]
         if has_peer("nerfacc"):
-            versions.append(Version("nerfacc", lambda: [march_rays(*scene, None, "nerfacc").t_starts]))
+            versions.append(Version("nerfacc", nerfacc_versions.March(rays, occupied)))
     floor = setting.floor(40 * len(rays) + occupied.numel() + 16 * n)
     return Case(name, setting.device, versions, {"forward": floor}, {"rays": len(rays), "samples": n})
 
@@ -150,17 +151,22 @@ def composite_case(name: str, n_cameras: int, size: int, setting: Setting) -> Ca
     if not setting.quick:
         versions += [version("torch eager", composite_torch), version("torch.compile", torch.compile(composite_torch))]
         if has_peer("nerfacc"):
-            versions.append(version("nerfacc", lambda *of: composite(*of, "nerfacc")))
+            theirs = nerfacc_versions.Composite(samples, sigmas, colors)
+            versions.append(Version("nerfacc", theirs, (sigmas, colors)))
     floors = {"forward": setting.floor(24 * samples.n), "both": setting.floor(64 * samples.n)}
     return Case(name, setting.device, versions, floors, {"rays": len(rays), "samples": samples.n})
 
 
-def grid_points(n: int, order: str, setting: Setting) -> Tensor:
-    """Points [n, 3] of the unit cube: "random", or "rays": the first midpoints of samples in the order of the rays."""
+def grid_points(n: int, order: str, setting: Setting) -> tuple[Tensor, Tensor | None]:
+    """Points [n, 3] of the unit cube: "random", or "rays": the first midpoints of samples in the order of the rays,
+    with the rays' packed_info [n_rays, 2], which a renderer has."""
     if order == "random":
-        return torch.rand(n, 3, device=setting.device)
+        return torch.rand(n, 3, device=setting.device), None
     rays = rays_of(1, 512, setting)
-    return (middles(rays, shell_samples(rays, setting.backend))[:n] * 0.5 + 0.5).contiguous()
+    samples = shell_samples(rays, setting.backend)
+    starts = samples.packed_info[:, 0].clamp(max=n)
+    packed_info = torch.stack([starts, samples.packed_info.sum(1).clamp(max=n) - starts], dim=1)
+    return (middles(rays, samples)[:n] * 0.5 + 0.5).contiguous(), packed_info
 
 
 def grid_mlp_case(name: str, log2_points: int, order: str, setting: Setting) -> Case:
@@ -169,13 +175,18 @@ def grid_mlp_case(name: str, log2_points: int, order: str, setting: Setting) -> 
     Floor: points and the part of the table in half precision that they can touch read, outputs written, and the
     network's operations; backward the same again and the table's gradient of 8 bytes an entry written.
     """
-    points = grid_points((1 << log2_points) // setting.shrink**2, order, setting)
+    points, packed_info = grid_points((1 << log2_points) // setting.shrink**2, order, setting)
     n, network = points.shape[0], random_network(setting.device)
     exact = Version("ours, float32", lambda: [exact_network(points, network, setting.backend)], network.leaves)
     versions = [exact]
-    if can_run(GRID, WIDTH, N_OUTPUTS, setting.backend):
-        half = Version("ours", lambda: [grid_mlp(points, *network.leaves, GRID)], network.leaves)
+    if can_run(GRID, WIDTH, N_OUTPUTS, setting.backend, setting.device):
+        half = Version("ours", lambda: [grid_mlp(points, *network.leaves, GRID, packed_info)], network.leaves)
         versions = [half, exact]
+        if packed_info is not None:
+            as_they_come = Version(
+                "ours, rays unknown", lambda: [grid_mlp(points, *network.leaves, GRID)], network.leaves
+            )
+            versions.append(as_they_come)
     if not setting.quick:
         versions += twin_versions(points, network)
         if has_peer("tcnn"):
@@ -230,7 +241,7 @@ def adam_case(name: str, setting: Setting) -> Case:
 
     Floor: every gradient is read (4 bytes), and where it is not zero value and moments are read and written (24 bytes).
     """
-    points = grid_points((1 << 18) // setting.shrink**2, "rays", setting)
+    points, _ = grid_points((1 << 18) // setting.shrink**2, "rays", setting)
     network = random_network(setting.device)
     encoded = hash_encode(points, network.table, GRID, setting.backend)
     (gradient,) = torch.autograd.grad(encoded, network.table, torch.randn_like(encoded))

@@ -4,6 +4,7 @@
     python -m benchmarks.kernels --quick                      our own versions only
     python -m benchmarks.kernels --device cpu                 pictures 8 times smaller on a side, to see that it runs
     python -m benchmarks.kernels --cases march_512 render_512
+    python -m benchmarks.kernels --cases march_512 march_4x64 composite_512 --versions nerfacc    ours beside one peer
 
 It writes benchmarks/results/kernels-<device>.json (`benchmarks/report.py` makes the table and the plot of
 docs/performance.md from it) and prints the table. Times are medians; "forward" is the forward pass as training runs it,
@@ -86,6 +87,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where they run (default: cuda)")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--quick", action="store_true", help="our own versions only, with a third of the repetitions")
+    parser.add_argument(
+        "--versions", nargs="+", metavar="NAME", help="ours, and only those others whose names begin so (default: all)"
+    )
     parser.add_argument("--flush-l2", action="store_true", help="overwrite the level-2 cache before every repetition")
     parser.add_argument("--seconds", type=float, default=0.6, help="time for one measurement (default: 0.6)")
     parser.add_argument("--shrink", type=int, help="pictures so many times smaller on a side (default: 1; 8 on a CPU)")
@@ -109,13 +113,21 @@ def run(names: Sequence[str], device: torch.device, backend: str, options: argpa
     with tqdm(makers, desc="kernels", unit="case") as bar:
         for name, maker in bar:
             try:
-                of_case, missing = run_case(maker(), clock, bar)
+                of_case, missing = run_case(chosen(maker(), options.versions), clock, bar)
             except (RuntimeError, TypeError, ValueError) as error:  # what was measured before must not be lost
                 logger.exception("%s failed", name)
                 of_case, missing = [], [f"{name}: failed: {one_line(error)}"]
             rows += of_case
             left_out += missing
     return record(device, options, rows, left_out)
+
+
+def chosen(case: Case, names: Sequence[str] | None) -> Case:
+    """The case with our first version and those whose names begin with one of `names`; None: all."""
+    if names is None:
+        return case
+    first, *others = case.versions
+    return replace(case, versions=[first, *(other for other in others if other.name.startswith(tuple(names)))])
 
 
 def run_case(case: Case, clock: Clock, bar: tqdm) -> tuple[list[dict], list[str]]:

@@ -19,6 +19,25 @@ from nerf_bridge.scene.rays import camera_rays
 GRAPH_SAMPLES = 1 << 22  # beyond, launching costs little beside the work, and light decides what is worth evaluating
 
 
+class RaysUnknown:
+    """A field that is not told which points belong to one ray: what telling it gains."""
+
+    def __init__(self, field: HashGridField) -> None:
+        self.field, self.activation = field, field.activation
+
+    def __call__(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Density [n] and albedo [n, 3]."""
+        return self.field(points)
+
+    def raw(self, points: Tensor, packed_info: Tensor | None = None) -> Tensor:
+        """The network's four outputs [n, 4]."""
+        return self.field.raw(points)
+
+    def normals(self, points: Tensor) -> Tensor:
+        """Outward unit normals [n, 3]."""
+        return self.field.normals(points)
+
+
 class Pictures(torch.nn.Module):
     """The pictures as one function of tensors, with room for a given number of samples: what a CUDA graph can hold."""
 
@@ -60,6 +79,8 @@ def render_case(name: str, n_cameras: int, size: int, setting: Setting) -> Case:
         visible = n_visible(sigmas, samples)
         del points, sigmas
     versions = [version("ours", field, field, setting.backend)]
+    if setting.device.type == "cuda":
+        versions.append(version("ours, rays unknown", RaysUnknown(field), field, setting.backend))
     if setting.device.type == "cuda" and samples.n <= GRAPH_SAMPLES:
         pictures = Pictures(field, occupied, cameras, side, samples.n)
         graphed = torch.cuda.make_graphed_callables(pictures, (background,))

@@ -88,8 +88,8 @@ class TorchField:
         raw = self.raw(points)
         return self.activation(raw[:, 0], points), torch.sigmoid(raw[:, 1:])
 
-    def raw(self, points: Tensor) -> Tensor:
-        """The network's four outputs [n, 4] at points [n, 3] of the box."""
+    def raw(self, points: Tensor, packed_info: Tensor | None = None) -> Tensor:
+        """The network's four outputs [n, 4] at points [n, 3] of the box; the order of the points is of no use to it."""
         return self.run(0.5 * points + 0.5, self.network)
 
     def normals(self, points: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ struct Packed {  // what both passes read
   const float *middles, *behind;
 };
 
-__global__ void fwd(Packed in, float* pixels, float* first_moments, int64_t* seen, float* weights, int64_t n_rays,
+__global__ void fwd(Packed in, Pixels<float> pixels, float* first_moments, int64_t* seen, float* weights, int64_t n_rays,
                     Density<float> density) {
   const int64_t ray = thread_index() / LANES;
   if (ray >= n_rays) return;
@@ -46,21 +46,23 @@ __global__ void fwd(Packed in, float* pixels, float* first_moments, int64_t* see
 #pragma unroll
   for (int k = 0; k < CHANNELS; ++k) sum[k] = warp_sum(sum[k]);
   if (lane_index() != 0) return;
-  pixel_of(sum, -expm1f(-thickness), middle, in.behind + 3 * ray, pixels + PIXEL * ray);
+  float pixel[PIXEL];
+  pixel_of(sum, -expm1f(-thickness), middle, in.behind + 3 * ray, pixel);
+  store_pixel(pixels, ray, pixel);
   first_moments[ray] = sum[3];
   seen[ray] = looked_at;
 }
 
-__global__ void bwd(Packed in, const float* __restrict__ pixels, const float* __restrict__ first_moments,
-                    const int64_t* __restrict__ seen, const float* __restrict__ weights, const float* __restrict__ grad_pixels,
+__global__ void bwd(Packed in, const float* __restrict__ opacities, const float* __restrict__ first_moments,
+                    const int64_t* __restrict__ seen, const float* __restrict__ weights, Pixels<const float> grads,
                     float4* grad_raw, int64_t n_rays, Density<float> density) {
   const int64_t ray = thread_index() / LANES;
   if (ray >= n_rays) return;
   const int64_t start = in.packed_info[2 * ray], stop = start + seen[ray];
-  const float middle = in.middles[ray], opacity = pixels[PIXEL * ray + 3];
-  float transmittance = 1.0f - opacity, later = 0.0f, over[CHANNELS];
-  const float over_opacity =
-      pixel_gradient(grad_pixels + PIXEL * ray, first_moments[ray], opacity, middle, in.behind + 3 * ray, over);
+  const float middle = in.middles[ray], opacity = opacities[ray];
+  float transmittance = 1.0f - opacity, later = 0.0f, grad_pixel[PIXEL], over[CHANNELS];
+  load_pixel_gradient(grads, ray, grad_pixel);
+  const float over_opacity = pixel_gradient(grad_pixel, first_moments[ray], opacity, middle, in.behind + 3 * ray, over);
   for (int64_t last = stop; last > start; last -= LANES) {  // from the back, lane 31 on the latest sample
     const int64_t i = last - LANES + lane_index();
     const bool mine = i >= start;
@@ -92,11 +94,13 @@ Density<float> density_of(double blob_scale, double blob_radius, int64_t is_exp)
 // Shapes as in field_composite_cpu.cpp; raw and grad_raw at multiples of 16 bytes; `n` is not needed here: packed_info is
 // trusted to lie inside the samples, which only the CPU checks.
 NB_EXPORT int field_composite_fwd_f32(const float4* raw, const float* points, const float* t_starts, const float* t_ends,
-                                      const int64_t* packed_info, const float* middles, const float* behind, float* pixels,
-                                      float* first_moments, int64_t* seen, float* weights, int64_t n_rays, int64_t,
-                                      double blob_scale, double blob_radius, int64_t is_exp, cudaStream_t stream) {
+                                      const int64_t* packed_info, const float* middles, const float* behind, float* color,
+                                      float* opacity, float* depth, float* thickness, float* first_moments, int64_t* seen,
+                                      float* weights, int64_t n_rays, int64_t, double blob_scale, double blob_radius,
+                                      int64_t is_exp, cudaStream_t stream) {
   if (n_rays == 0) return NB_OK;
   const Packed in = {raw, points, t_starts, t_ends, packed_info, middles, behind};
+  const Pixels<float> pixels = {color, opacity, depth, thickness};
   fwd<<<blocks_for(n_rays * LANES), THREADS, 0, stream>>>(in, pixels, first_moments, seen, weights, n_rays,
                                                           density_of(blob_scale, blob_radius, is_exp));
   return launched();
@@ -104,12 +108,14 @@ NB_EXPORT int field_composite_fwd_f32(const float4* raw, const float* points, co
 
 NB_EXPORT int field_composite_bwd_f32(const float4* raw, const float* points, const float* t_starts, const float* t_ends,
                                       const int64_t* packed_info, const float* middles, const float* behind,
-                                      const float* pixels, const float* first_moments, const int64_t* seen,
-                                      const float* weights, const float* grad_pixels, float4* grad_raw, int64_t n_rays, int64_t,
-                                      double blob_scale, double blob_radius, int64_t is_exp, cudaStream_t stream) {
+                                      const float* opacity, const float* first_moments, const int64_t* seen,
+                                      const float* weights, const float* grad_color, const float* grad_opacity,
+                                      const float* grad_depth, const float* grad_thickness, float4* grad_raw, int64_t n_rays,
+                                      int64_t, double blob_scale, double blob_radius, int64_t is_exp, cudaStream_t stream) {
   if (n_rays == 0) return NB_OK;
   const Packed in = {raw, points, t_starts, t_ends, packed_info, middles, behind};
-  bwd<<<blocks_for(n_rays * LANES), THREADS, 0, stream>>>(in, pixels, first_moments, seen, weights, grad_pixels, grad_raw,
-                                                          n_rays, density_of(blob_scale, blob_radius, is_exp));
+  const Pixels<const float> grads = {grad_color, grad_opacity, grad_depth, grad_thickness};
+  bwd<<<blocks_for(n_rays * LANES), THREADS, 0, stream>>>(in, opacity, first_moments, seen, weights, grads, grad_raw, n_rays,
+                                                          density_of(blob_scale, blob_radius, is_exp));
   return launched();
 }

@@ -1,21 +1,32 @@
 // Hash encoding on the GPU with features in half precision, sums in float: what the field is trained with.
 //
-// One thread a point and level, level by level (blockIdx.y), so that one level's table fills the caches at a time; features
-// lie level by level too, [n_levels, n, F], so that a warp reads and writes them side by side.
+// Level by level (blockIdx.y), so that one level's table fills the caches at a time; features lie level by level too,
+// [n_levels, n, F], so that neighbouring lanes read and write them side by side. Which points a warp takes is in visit.h.
 //
-// The table's gradient is summed with float atomics. Neighbouring points of a ray share cells of the coarse levels: runs of
-// lanes in one cell are summed within the warp first, and only the first lane of a run goes to memory.
+// The table's gradient is summed with float atomics. Points of a warp that lie in one cell are summed within the warp first,
+// and only one lane of theirs goes to memory. Points without a gradient are left out before anything of theirs is read.
 #include <cuda_fp16.h>
 
 #include "export.h"
 #include "hash_encoding.h"
 #include "launch.h"
+#include "lit_rows.h"
 #include "scale.h"
+#include "visit.h"
 #include "warp.h"
 
 namespace {
 
-constexpr int MERGE_BELOW = 29;  // runs in a warp from which on summing them first does not pay
+constexpr int LEAST_SPARED = 4;  // lanes that need not go to memory: for fewer, summing first does not pay
+
+struct Placement {  // the unit cube's coordinates are points * scale + shift, rounded as torch rounds them
+  float scale, shift;
+
+  __device__ __forceinline__ Cell<float> locate_in(const float* point, int64_t resolution) const {
+    const float place[3] = {point[0] * scale + shift, point[1] * scale + shift, point[2] * scale + shift};
+    return locate(place, resolution);
+  }
+};
 
 template <int F>
 __device__ __forceinline__ Row<float, F> load_half_row(const __half* from) {
@@ -44,43 +55,41 @@ __device__ __forceinline__ void store_half_row(__half* to, const Row<float, F>& 
 
 template <int F>
 __global__ void fwd(const float* __restrict__ points, const __half* __restrict__ table, const Level* __restrict__ levels,
-                    __half* __restrict__ features, int64_t n) {
-  const int64_t i = thread_index(), l = blockIdx.y;
-  if (i >= n) return;
-  const Level level = levels[l];
-  const float point[3] = {points[3 * i], points[3 * i + 1], points[3 * i + 2]};
-  const Cell<float> cell = locate(point, level.resolution);
-  uint32_t entry[8];
-  float weight[8];
-  corner_entries(cell, level, entry);
-  corner_weights<float>(cell, nullptr, float(level.resolution), weight);
-  const __half* rows = table + level.offset * F;
-  Row<float, F> corner[8], sum;
+                    __half* __restrict__ features, Rows rows, Placement placement) {
+  const Level level = levels[blockIdx.y];
+  const __half* entries = table + level.offset * F;
+  __half* out = features + blockIdx.y * rows.n * F;
+  for (Visit of = rows.visit(thread_index() / LANES); of.at < of.end; of.at += of.step) {
+    const Cell<float> cell = placement.locate_in(points + 3 * of.at, level.resolution);
+    uint32_t entry[8];
+    float weight[8];
+    corner_entries(cell, level, entry);
+    corner_weights<float>(cell, nullptr, float(level.resolution), weight);
+    Row<float, F> corner[8], sum;
 #pragma unroll
-  for (int c = 0; c < 8; ++c) corner[c] = load_half_row<F>(rows + int64_t(entry[c]) * F);
-  sum.clear();
+    for (int c = 0; c < 8; ++c) corner[c] = load_half_row<F>(entries + int64_t(entry[c]) * F);
+    sum.clear();
 #pragma unroll
-  for (int c = 0; c < 8; ++c) sum.add(weight[c], corner[c]);
-  store_half_row<F>(features + (l * n + i) * F, sum);
+    for (int c = 0; c < 8; ++c) sum.add(weight[c], corner[c]);
+    store_half_row<F>(out + of.at * F, sum);
+  }
 }
 
-// The lane after the last one of this lane's run, given which lanes begin one.
-__device__ __forceinline__ int run_end(unsigned heads) {
-  const unsigned later = heads & ~(lanes_before() | 1u << lane_index());
-  return later ? __ffs(later) - 1 : LANES;
-}
-
-// Leaves in the first lane of each run the sums of its values. All lanes take part.
+// Leaves in the first lane of each group the sums of the group's values; `group` has the bits of this lane's group. In every
+// round the lanes of even rank among those that are left take over the next one's sum. All lanes take part.
 template <int N>
-__device__ __forceinline__ void sum_runs(float (&value)[N], int end) {
-  for (int offset = 1; offset < LANES; offset *= 2) {
-    const bool more = lane_index() + offset < end;
-    if (!__any_sync(ALL_LANES, more)) return;
+__device__ __forceinline__ void sum_groups(float (&value)[N], unsigned group) {
+  int rank = __popc(group & lanes_before());
+  unsigned later = group & ~(lanes_before() | 1u << lane_index());
+  while (__any_sync(ALL_LANES, later != 0)) {
+    const int next = later ? __ffs(later) - 1 : lane_index();
 #pragma unroll
     for (int k = 0; k < N; ++k) {
-      const float other = __shfl_down_sync(ALL_LANES, value[k], offset);
-      value[k] += more ? other : 0.0f;
+      const float other = __shfl_sync(ALL_LANES, value[k], next);
+      value[k] += later ? other : 0.0f;
     }
+    later &= __ballot_sync(ALL_LANES, rank % 2 == 0);
+    rank /= 2;
   }
 }
 
@@ -121,51 +130,46 @@ __device__ __forceinline__ void add_two_rows(float* table, uint32_t a, uint32_t 
 // grad_features are scaled as scale.h says. The offset of every level is even, so that pairs stay aligned.
 template <int F>
 __global__ void bwd(const float* __restrict__ points, const __half* __restrict__ grad_features,
-                    const Level* __restrict__ levels, const uint32_t* __restrict__ largest,
-                    float* __restrict__ grad_table,
-                    int64_t n) {
-  const int64_t i = thread_index(), l = blockIdx.y;
-  const bool mine = i < n;
-  const Level level = levels[l];
-  const int64_t at = mine ? i : n - 1;
-  const float point[3] = {points[3 * at], points[3 * at + 1], points[3 * at + 2]};
-  const Cell<float> cell = locate(point, level.resolution);
-  const Row<float, F> grad = load_half_row<F>(grad_features + (l * n + at) * F);
-  bool counts = false;
+                    const uint32_t* __restrict__ lit, const Level* __restrict__ levels, const uint32_t* __restrict__ largest,
+                    float* __restrict__ grad_table, Rows rows, Placement placement) {
+  const Level level = levels[blockIdx.y];
+  const __half* grads = grad_features + blockIdx.y * rows.n * F;
+  float* entries = grad_table + level.offset * F;
+  const float unit = 1.0f / gradient_scale(*largest);
+  Visit of = rows.visit(thread_index() / LANES);
+  for (; __any_sync(ALL_LANES, of.at < of.end); of.at += of.step) {
+    const bool counts = of.at < of.end && is_lit(lit, of.at);
+    const unsigned counting = __ballot_sync(ALL_LANES, counts);
+    if (counting == 0) continue;
+    float point[3] = {};
+    Row<float, F> grad;
+    grad.clear();
+    if (counts) {
+      for (int j = 0; j < 3; ++j) point[j] = points[3 * of.at + j];
+      grad = load_half_row<F>(grads + of.at * F);
+    }
+    const Cell<float> cell = placement.locate_in(point, level.resolution);
+    uint32_t entry[8];
+    float weight[8], value[8 * F];
+    corner_entries(cell, level, entry);
+    corner_weights<float>(cell, nullptr, float(level.resolution), weight);
 #pragma unroll
-  for (int f = 0; f < F; ++f) counts |= grad.v[f] != 0.0f;
-  if (!__any_sync(ALL_LANES, counts)) return;
-  uint32_t entry[8];
-  float weight[8], value[8 * F];
-  corner_entries(cell, level, entry);
-  corner_weights<float>(cell, nullptr, float(level.resolution), weight);
-  const float unit = mine ? 1.0f / gradient_scale(*largest) : 0.0f;
+    for (int c = 0; c < 8; ++c)
 #pragma unroll
-  for (int c = 0; c < 8; ++c)
-#pragma unroll
-    for (int f = 0; f < F; ++f) value[c * F + f] = weight[c] * (grad.v[f] * unit);
+      for (int f = 0; f < F; ++f) value[c * F + f] = weight[c] * (grad.v[f] * unit);
 
-  const uint32_t xy = cell.low[0] | cell.low[1] << 16, z = cell.low[2];
-  const uint32_t xy_before = __shfl_up_sync(ALL_LANES, xy, 1), z_before = __shfl_up_sync(ALL_LANES, z, 1);
-  const unsigned heads = __ballot_sync(ALL_LANES, lane_index() == 0 || xy != xy_before || z != z_before);
-  bool writes = mine && counts;
-  if (__popc(heads) < MERGE_BELOW) {
-    sum_runs(value, run_end(heads));
-    writes = mine && (heads >> lane_index() & 1);
+    const uint32_t z = counts ? cell.low[2] : ~0u;  // no cell's: lanes that do not count keep to themselves
+    const unsigned group = __match_any_sync(ALL_LANES, cell.low[0] | cell.low[1] << 16) & __match_any_sync(ALL_LANES, z);
+    const bool leads = counts && (group & lanes_before()) == 0;
+    bool writes = counts;
+    if (__popc(counting) - __popc(__ballot_sync(ALL_LANES, leads)) >= LEAST_SPARED) {
+      sum_groups(value, group);
+      writes = leads;
+    }
+    if (!writes) continue;
+#pragma unroll
+    for (int c = 0; c < 8; c += 2) add_two_rows<F>(entries, entry[c], entry[c + 1], value + c * F);
   }
-  if (!writes) return;
-  float* rows = grad_table + level.offset * F;
-#pragma unroll
-  for (int c = 0; c < 8; c += 2) add_two_rows<F>(rows, entry[c], entry[c + 1], value + c * F);
-}
-
-// The largest absolute value, as bits: those of positive floats are ordered as the floats are, not-a-number above all.
-__global__ void find_largest(const float* values, uint32_t* largest, int64_t n) {
-  uint32_t most = 0;
-  for (int64_t i = thread_index(); i < n; i += int64_t(gridDim.x) * blockDim.x)
-    most = max(most, __float_as_uint(values[i]) & 0x7fffffffu);
-  most = warp_max(most);
-  if (lane_index() == 0) atomicMax(largest, most);
 }
 
 template <class Work>
@@ -178,33 +182,37 @@ int with_even_features(int64_t n_features, const Work& work) {
   }
 }
 
-dim3 grid_for(int64_t n, int64_t n_levels) { return dim3(blocks_for(n), unsigned(n_levels)); }
+dim3 grid_for(const Rows& rows, int64_t n_levels) { return dim3(blocks_for(rows.warps() * LANES), unsigned(n_levels)); }
 
 }  // namespace
 
-// points [n, 3]; table [n_entries, F] half; levels [n_levels] rows; features, grad_features [n_levels, n, F] half; largest [1] as
-// largest_f32 finds it; grad_table [n_entries, F], added to.
-NB_EXPORT int hash_half_fwd_f32(const float* points, const __half* table, const Level* levels, __half* features, int64_t n,
-                                int64_t n_levels, int64_t n_features, cudaStream_t stream) {
+// points [n, 3], which scale and shift move into the unit cube; table [n_entries, F] half; levels [n_levels] rows;
+// packed_info [n_rays, 2] or null, as in visit.h; features, grad_features [n_levels, n, F] half.
+NB_EXPORT int hash_half_fwd_f32(const float* points, const __half* table, const Level* levels, const int64_t* packed_info,
+                                __half* features, int64_t n, int64_t n_rays, int64_t n_levels, int64_t n_features,
+                                double scale, double shift, cudaStream_t stream) {
   if (n == 0) return NB_OK;
+  const Rows rows = {packed_info, n_rays, n};
+  const Placement placement = {float(scale), float(shift)};
   const int status = with_even_features(n_features, [&](auto f) {
-    fwd<decltype(f)::value><<<grid_for(n, n_levels), THREADS, 0, stream>>>(points, table, levels, features, n);
+    fwd<decltype(f)::value>
+        <<<grid_for(rows, n_levels), THREADS, 0, stream>>>(points, table, levels, features, rows, placement);
   });
   return status ? status : launched();
 }
 
-NB_EXPORT int hash_half_bwd_f32(const float* points, const __half* grad_features, const Level* levels, const uint32_t* largest,
-                                float* grad_table, int64_t n, int64_t n_levels, int64_t n_features, cudaStream_t stream) {
+// largest [1] and lit [ceil(n / 32)] as lit_rows_f32 finds them: of rows whose bit is 0, grad_features is not read;
+// grad_table [n_entries, F], added to.
+NB_EXPORT int hash_half_bwd_f32(const float* points, const __half* grad_features, const uint32_t* lit, const Level* levels,
+                                const int64_t* packed_info, const uint32_t* largest, float* grad_table, int64_t n,
+                                int64_t n_rays, int64_t n_levels, int64_t n_features, double scale, double shift,
+                                cudaStream_t stream) {
   if (n == 0) return NB_OK;
+  const Rows rows = {packed_info, n_rays, n};
+  const Placement placement = {float(scale), float(shift)};
   const int status = with_even_features(n_features, [&](auto f) {
-    bwd<decltype(f)::value><<<grid_for(n, n_levels), THREADS, 0, stream>>>(points, grad_features, levels, largest, grad_table, n);
+    bwd<decltype(f)::value><<<grid_for(rows, n_levels), THREADS, 0, stream>>>(points, grad_features, lit, levels, largest,
+                                                                              grad_table, rows, placement);
   });
   return status ? status : launched();
-}
-
-// values [n]; largest [1], 0 before.
-NB_EXPORT int largest_f32(const float* values, uint32_t* largest, int64_t n, cudaStream_t stream) {
-  if (n == 0) return NB_OK;
-  find_largest<<<min(blocks_for(n), 1024u), THREADS, 0, stream>>>(values, largest, n);
-  return launched();
 }

@@ -36,21 +36,22 @@ __global__ void count(const float* rays_o, const float* rays_d, const uint64_t* 
 }
 
 __global__ void fill(const float* rays_o, const float* rays_d, const float* jitter, const uint32_t* masks,
-                     const int64_t* packed_info, int64_t* ray_indices, float* t_starts, float* t_ends, float* points,
-                     int64_t n_rays, int n_words, float step) {
+                     const int64_t* ends, const int64_t* counts, int64_t* packed_info, int64_t* ray_indices, float* t_starts,
+                     float* t_ends, float* points, int64_t n_rays, int n_words, int64_t capacity, float step) {
   const int64_t ray = thread_index() / LANES;
   if (ray >= n_rays) return;
-  const int64_t start = packed_info[2 * ray], stop = start + packed_info[2 * ray + 1];
-  if (start == stop) return;
+  const Place place = place_of(ends[ray], counts[ray], capacity);
+  if (lane_index() == 0) packed_info[2 * ray] = place.start, packed_info[2 * ray + 1] = place.stop - place.start;
+  if (place.start == place.stop) return;
   const float o[3] = {rays_o[3 * ray], rays_o[3 * ray + 1], rays_o[3 * ray + 2]};
   const float d[3] = {rays_d[3 * ray], rays_d[3 * ray + 1], rays_d[3 * ray + 2]};
   const Steps<float> steps(o, d, step, jitter ? jitter[ray] : 0.0f);
-  int64_t base = start;
+  int64_t base = place.start;
   for (int w = 0; w < n_words; ++w) {
     const unsigned votes = masks[ray * n_words + w];
     const int64_t at = base + __popc(votes & lanes_before());
     base += __popc(votes);
-    if (!(votes >> lane_index() & 1) || at >= stop) continue;
+    if (!(votes >> lane_index() & 1) || at >= place.stop) continue;
     const float i = float(w * LANES + lane_index());
     ray_indices[at] = ray;
     write_sample(steps, o, d, i, at, t_starts, t_ends, points);
@@ -77,10 +78,12 @@ NB_EXPORT int march_count_f32(const float* rays_o, const float* rays_d, const ui
 }
 
 NB_EXPORT int march_fill_f32(const float* rays_o, const float* rays_d, const float* jitter, const uint32_t* masks,
-                             const int64_t* packed_info, int64_t* ray_indices, float* t_starts, float* t_ends, float* points,
-                             int64_t n_rays, int64_t n_words, double step, cudaStream_t stream) {
+                             const int64_t* ends, const int64_t* counts, int64_t* packed_info, int64_t* ray_indices,
+                             float* t_starts, float* t_ends, float* points, int64_t n_rays, int64_t n_words, int64_t capacity,
+                             double step, cudaStream_t stream) {
   if (n_rays == 0) return NB_OK;
-  fill<<<blocks_for(n_rays * LANES), THREADS, 0, stream>>>(rays_o, rays_d, jitter, masks, packed_info, ray_indices, t_starts,
-                                                           t_ends, points, n_rays, int(n_words), float(step));
+  fill<<<blocks_for(n_rays * LANES), THREADS, 0, stream>>>(rays_o, rays_d, jitter, masks, ends, counts, packed_info,
+                                                           ray_indices, t_starts, t_ends, points, n_rays, int(n_words), capacity,
+                                                           float(step));
   return launched();
 }

@@ -4,11 +4,15 @@
 // makes them. A block works on tiles of 128 rows, each of its 4 warps on 32 of them; the blocks stay and take tile after
 // tile. The weights' gradients are products over all rows of a tile, shared out over the warps and kept in registers until
 // the end, when every block writes its own sums: no atomics, the same result every time.
+//
+// Backward, tiles are made of rows with a gradient only: in a render half of the samples are dark, but seldom 32 in a row.
 #include <cuda_fp16.h>
 
 #include "common.h"
 #include "export.h"
 #include "launch.h"
+#include "lit_rows.h"
+#include "mlp_shape.h"
 #include "mma.h"
 #include "scale.h"
 #include "warp.h"
@@ -16,39 +20,16 @@
 
 namespace {
 
-constexpr int ROWS = 128, WARPS = ROWS / LANES, MAX_INPUTS = 64, OUTPUTS = 8, PAD = 8;
+constexpr int WARPS = ROWS / LANES, OUTPUTS = MAX_OUTPUTS;
 constexpr uint32_t ONES = 0x3c003c00u;  // two halves of 1
 
-struct Shape {
-  int64_t n;
-  int n_levels, n_features, n_inputs, n_outputs, log2_pairs;  // F = 2 << log2_pairs
-  __host__ __device__ int padded() const { return (n_inputs + 15) / 16 * 16; }
-  __host__ __device__ int stride() const { return padded() + PAD; }  // of rows of inputs in shared memory
-};
-
-// Shared memory of a block, in halves; every part begins at a multiple of 16 bytes.
-template <int W>
-struct Layout {
-  int inputs, hidden_weight, out_weight, grad_out, hidden, grad_hidden, end;
-  __host__ __device__ Layout(const Shape& shape, bool backward) {
-    inputs = 0;
-    hidden_weight = inputs + ROWS * shape.stride();
-    out_weight = hidden_weight + W * shape.stride();       // forward: [OUTPUTS, W + PAD]; backward: [W, OUTPUTS]
-    grad_out = out_weight + OUTPUTS * (W + PAD);           // [ROWS, OUTPUTS + PAD]
-    hidden = grad_out + (backward ? ROWS * (OUTPUTS + PAD) : 0);
-    grad_hidden = hidden + (backward ? ROWS * (W + PAD) : 0);
-    end = grad_hidden + (backward ? ROWS * (W + PAD) : 0);
-  }
-};
-
-// The tile's inputs from `first` on, rows beyond n and columns beyond n_inputs as zeros; eight loads at a time are on
-// their way.
-__device__ void load_inputs(const __half* features, const Shape& shape, int64_t first, __half* inputs) {
+// The inputs of this thread's row, none where it is negative, columns beyond n_inputs as zeros; eight loads at a time are
+// on their way.
+__device__ void load_inputs(const __half* features, const Shape& shape, int64_t row, __half* inputs) {
   constexpr int BATCH = 8;
-  const int64_t row = first + threadIdx.x;
   uint32_t* to = reinterpret_cast<uint32_t*>(inputs + threadIdx.x * shape.stride());
   const uint32_t* from = reinterpret_cast<const uint32_t*>(features);
-  const int pairs = shape.n_features / 2, n_pairs = row < shape.n ? shape.n_inputs / 2 : 0;  // of halves
+  const int pairs = shape.n_features / 2, n_pairs = row >= 0 ? shape.n_inputs / 2 : 0;  // of halves
   for (int begin = 0; begin < shape.padded() / 2; begin += BATCH) {
     uint32_t pair[BATCH];
 #pragma unroll
@@ -109,7 +90,8 @@ __global__ void __launch_bounds__(ROWS) fwd(const __half* features, const float*
   const float bias_high = 2 * t + 1 < shape.n_outputs ? out_bias[2 * t + 1] : 0.0f;
   __syncthreads();
   for (int64_t first = int64_t(blockIdx.x) * ROWS; first < shape.n; first += int64_t(gridDim.x) * ROWS) {
-    load_inputs(features, shape, first, shared + at.inputs);
+    const int64_t own = first + threadIdx.x;
+    load_inputs(features, shape, own < shape.n ? own : -1, shared + at.inputs);
     __syncwarp();
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -139,17 +121,17 @@ __global__ void __launch_bounds__(ROWS) fwd(const __half* features, const float*
 
 // The products over a tile's rows that make the weights' gradients, shared out over the warps in units of 16 rows times 16
 // columns of the result. For W1: [W, inputs], then one more column of units for b1, the product with ones.
-template <int W>
+template <int W, int K>  // K: inputs at most
 struct HiddenUnits {
-  static constexpr int MOST = (W / 16 * (MAX_INPUTS / 16 + 1) + WARPS - 1) / WARPS;  // of a warp
+  static constexpr int MOST = (W / 16 * (K / 16 + 1) + WARPS - 1) / WARPS;  // of a warp
 };
 
-template <int W>
+template <int W, int K>
 __device__ void add_hidden_gradient(const __half* grad_hidden, const __half* inputs, const Shape& shape,
-                                    float (&sum)[HiddenUnits<W>::MOST][2][4]) {
+                                    float (&sum)[HiddenUnits<W, K>::MOST][2][4]) {
   const int lane = lane_index(), warp = threadIdx.x / LANES, columns = shape.padded() / 16 + 1;
 #pragma unroll
-  for (int s = 0; s < HiddenUnits<W>::MOST; ++s) {
+  for (int s = 0; s < HiddenUnits<W, K>::MOST; ++s) {
     const int unit = warp + s * WARPS, h = unit / columns * 16, k = unit % columns * 16;
     if (h >= W) break;
     for (int p = 0; p < ROWS; p += 16) {
@@ -180,26 +162,26 @@ __device__ void add_out_gradient(const __half* hidden, const __half* grad_out, f
       uint32_t a[4], a_next[4], b[4];
       load_matrices_transposed(a, hidden + (p + lane / 16 * 8 + lane % 8) * (W + PAD) + h + lane / 8 % 2 * 8);
       load_matrices_transposed(a_next, hidden + (p + 16 + lane / 16 * 8 + lane % 8) * (W + PAD) + h + lane / 8 % 2 * 8);
-      load_matrices_transposed(b, grad_out + (p + lane) * (OUTPUTS + PAD));
+      load_matrices_transposed(b, grad_out + (p + lane) * OUTPUTS);
       mma(sum[s], a, b[0], b[1]);
       mma(sum[s], a_next, b[2], b[3]);
     }
   }
 }
 
-// Where a block writes its sums: W1 [W, inputs], b1 [W], W2 [outputs, W].
+// Where a block writes its sums: W1 [W, inputs], b1 [W], W2 [outputs, W], b2 [outputs].
 __host__ __device__ int64_t sums_of_a_block(int64_t width, int64_t n_inputs, int64_t n_outputs) {
-  return width * (n_inputs + 1 + n_outputs);
+  return width * (n_inputs + 1 + n_outputs) + n_outputs;
 }
 
-template <int W>
-__device__ void write_sums(const float (&hidden_sum)[HiddenUnits<W>::MOST][2][4], const float (&out_sum)[OutUnits<W>::MOST][4],
-                           float unit, const Shape& shape, float* to) {
+template <int W, int K>
+__device__ void write_sums(const float (&hidden_sum)[HiddenUnits<W, K>::MOST][2][4],
+                           const float (&out_sum)[OutUnits<W>::MOST][4], float unit, const Shape& shape, float* to) {
   const int lane = lane_index(), g = lane / 4, t = lane % 4, warp = threadIdx.x / LANES, columns = shape.padded() / 16 + 1;
   float* bias = to + W * shape.n_inputs;
   float* out = bias + W;
 #pragma unroll
-  for (int s = 0; s < HiddenUnits<W>::MOST; ++s) {
+  for (int s = 0; s < HiddenUnits<W, K>::MOST; ++s) {
     const int part = warp + s * WARPS, h = part / columns * 16 + g, k = part % columns * 16;
     if (h >= W) break;
 #pragma unroll
@@ -220,17 +202,17 @@ __device__ void write_sums(const float (&hidden_sum)[HiddenUnits<W>::MOST][2][4]
   }
 }
 
-// The hidden layer of 16 rows again, its gradient, and the inputs' gradient.
+// The hidden layer of the tile's 16 rows from `row` on again, its gradient, and the inputs' gradient; `rows` has their numbers.
 template <int W>
 __device__ __forceinline__ void backward_rows(const Layout<W>& at, __half* shared, const float* hidden_bias, int row,
-                                              const Shape& shape, int64_t first, __half* grad_features) {
+                                              const Shape& shape, const int64_t* rows, __half* grad_features) {
   const int lane = lane_index(), g = lane / 4, t = lane % 4;
   float acc[W / 8][4];
   hidden_layer<W>(shared + at.inputs + row * shape.stride(), shared + at.hidden_weight, hidden_bias, shape.padded(),
                   shape.stride(), acc);
-  const __half* over = shared + at.grad_out + row * (OUTPUTS + PAD) + 2 * t;
-  const uint32_t over_low = *reinterpret_cast<const uint32_t*>(over + g * (OUTPUTS + PAD));
-  const uint32_t over_high = *reinterpret_cast<const uint32_t*>(over + (g + 8) * (OUTPUTS + PAD));
+  const __half* over = shared + at.grad_out + row * OUTPUTS + 2 * t;
+  const uint32_t over_low = *reinterpret_cast<const uint32_t*>(over + g * OUTPUTS);
+  const uint32_t over_high = *reinterpret_cast<const uint32_t*>(over + (g + 8) * OUTPUTS);
   uint32_t grad[W / 8][2];  // rows g and g + 8 of the hidden layer's gradient
 #pragma unroll
   for (int j = 0; j < W / 8; ++j) {
@@ -246,6 +228,7 @@ __device__ __forceinline__ void backward_rows(const Layout<W>& at, __half* share
     *reinterpret_cast<uint32_t*>(shared + at.hidden + low) = as_pair(relu(acc[j][0]), relu(acc[j][1]));
     *reinterpret_cast<uint32_t*>(shared + at.hidden + high) = as_pair(relu(acc[j][2]), relu(acc[j][3]));
   }
+  const int64_t number[2] = {rows[row + g], rows[row + g + 8]};
   for (int k = 0; k < shape.padded(); k += 16) {
     float product[2][4] = {};
 #pragma unroll
@@ -261,97 +244,82 @@ __device__ __forceinline__ void backward_rows(const Layout<W>& at, __half* share
     for (int e = 0; e < 4; ++e) {  // pair e % 2 of rows, n-tile e / 2
       const int column = k + e / 2 * 8 + 2 * t, level = column >> (shape.log2_pairs + 1);
       const int f = column & (shape.n_features - 1);
-      const int64_t r = first + row + g + e % 2 * 8;
-      if (column < shape.n_inputs && r < shape.n)
+      const int64_t r = number[e % 2];
+      if (column < shape.n_inputs && r >= 0)
         *reinterpret_cast<uint32_t*>(grad_features + (level * shape.n + r) * shape.n_features + f) =
             as_pair(product[e / 2][e % 2 * 2], product[e / 2][e % 2 * 2 + 1]);
     }
   }
 }
 
-// The tile's gradients over the outputs, times `scale`, as halves; whether one of this thread's is not zero.
-__device__ bool load_grad_out(const float* grad_out, const Shape& shape, int64_t first, float scale, __half* to) {
-  const int64_t row = first + threadIdx.x;
-  bool counts = false;
+// The gradient over the outputs of this thread's row, times `scale`, as halves; zeros where the row is negative.
+__device__ void load_grad_out(const float* grad_out, const Shape& shape, int64_t row, float scale, __half* to) {
   for (int o = 0; o < OUTPUTS; ++o) {
-    const float grad = row < shape.n && o < shape.n_outputs ? grad_out[row * shape.n_outputs + o] : 0.0f;
-    counts |= grad != 0.0f;
-    to[threadIdx.x * (OUTPUTS + PAD) + o] = __float2half_rn(grad * scale);
+    const float grad = row >= 0 && o < shape.n_outputs ? grad_out[row * shape.n_outputs + o] : 0.0f;
+    to[threadIdx.x * OUTPUTS + o] = __float2half_rn(grad * scale);
   }
-  return counts;
 }
 
-// What `backward_rows` leaves for rows without a gradient: zeros.
+// What `backward_rows` leaves for a warp without rows: zeros.
 template <int W>
-__device__ void clear_rows(const Layout<W>& at, __half* shared, int row, const Shape& shape, int64_t first,
-                           __half* grad_features) {
-  const int lane = lane_index();
+__device__ void clear_rows(const Layout<W>& at, __half* shared, int row) {
   const uint4 zeros = {};
-  for (int i = lane; i < LANES * W / 8; i += LANES) {
+  for (int i = lane_index(); i < LANES * W / 8; i += LANES) {
     const int place = (row + i / (W / 8)) * (W + PAD) + i % (W / 8) * 8;
     *reinterpret_cast<uint4*>(shared + at.hidden + place) = zeros;
     *reinterpret_cast<uint4*>(shared + at.grad_hidden + place) = zeros;
   }
-  const int64_t r = first + row + lane;
-  if (r >= shape.n) return;
-  const int pairs = 1 << shape.log2_pairs;
-  for (int k = 0; k < shape.n_inputs / 2; ++k)
-    reinterpret_cast<uint32_t*>(grad_features)[((k >> shape.log2_pairs) * shape.n + r) * pairs + (k & (pairs - 1))] = 0u;
 }
 
-template <int W>
-__global__ void __launch_bounds__(ROWS) bwd(const __half* features, const float* hidden_weight, const float* hidden_bias,
-                                            const float* out_weight, const float* grad_out, const uint32_t* largest,
-                                            __half* grad_features, float* sums, Shape shape) {
+template <int W, int K>
+__global__ void __launch_bounds__(ROWS, W > 64 ? 1 : K > 32 ? 3 : 4)
+    bwd(const __half* features, const float* hidden_weight, const float* hidden_bias, const float* out_weight,
+        const float* grad_out, const uint32_t* lit, const uint32_t* largest, __half* grad_features, float* sums, Shape shape) {
   extern __shared__ __align__(16) __half shared[];
   const Layout<W> at(shape, true);
   const int warp = threadIdx.x / LANES;
-  float hidden_sum[HiddenUnits<W>::MOST][2][4] = {}, out_sum[OutUnits<W>::MOST][4] = {};
+  int64_t* rows = reinterpret_cast<int64_t*>(shared + at.rows);
+  float hidden_sum[HiddenUnits<W, K>::MOST][2][4] = {}, out_sum[OutUnits<W>::MOST][4] = {};
   load_hidden_weight<W>(hidden_weight, shape, shared + at.hidden_weight);
   for (int i = threadIdx.x; i < OUTPUTS * W; i += ROWS) {
     const int h = i / OUTPUTS, o = i % OUTPUTS;
     shared[at.out_weight + i] = __float2half_rn(o < shape.n_outputs ? out_weight[o * W + h] : 0.0f);
   }
   const float factor = gradient_scale(*largest);
-  __syncthreads();
-  for (int64_t first = int64_t(blockIdx.x) * ROWS; first < shape.n; first += int64_t(gridDim.x) * ROWS) {
-    const bool counts = load_grad_out(grad_out, shape, first, factor, shared + at.grad_out);
-    load_inputs(features, shape, first, shared + at.inputs);
+  LitRows of_warp(lit, shape.n, int(blockIdx.x) * WARPS + warp, int(gridDim.x) * WARPS);
+  for (;;) {
+    of_warp.take(rows + warp * LANES);
+    const int64_t row = rows[threadIdx.x];
+    if (!__syncthreads_or(row >= 0)) break;  // before it, all warps are done with the tile before; at first, with the weights
+    load_grad_out(grad_out, shape, row, factor, shared + at.grad_out);
+    load_inputs(features, shape, row, shared + at.inputs);
     __syncwarp();
-    if (__any_sync(ALL_LANES, counts)) {
+    if (__any_sync(ALL_LANES, row >= 0)) {
+#pragma unroll 1
       for (int m = 0; m < 2; ++m)
-        backward_rows<W>(at, shared, hidden_bias, warp * LANES + m * 16, shape, first, grad_features);
+        backward_rows<W>(at, shared, hidden_bias, warp * LANES + m * 16, shape, rows, grad_features);
     } else {
-      clear_rows<W>(at, shared, warp * LANES, shape, first, grad_features);
-    }
-    if (__syncthreads_or(counts)) {
-      add_hidden_gradient<W>(shared + at.grad_hidden, shared + at.inputs, shape, hidden_sum);
-      add_out_gradient<W>(shared + at.hidden, shared + at.grad_out, out_sum);
+      clear_rows<W>(at, shared, warp * LANES);
     }
     __syncthreads();
+    add_hidden_gradient<W, K>(shared + at.grad_hidden, shared + at.inputs, shape, hidden_sum);
+    add_out_gradient<W>(shared + at.hidden, shared + at.grad_out, out_sum);
   }
-  write_sums<W>(hidden_sum, out_sum, 1.0f / factor, shape,
+  write_sums<W, K>(hidden_sum, out_sum, 1.0f / factor, shape,
                 sums + blockIdx.x * sums_of_a_block(W, shape.n_inputs, shape.n_outputs));
 }
 
-// Sets the kernel's shared memory, and gives the most blocks that the GPU can hold at once, at most `limit`.
+// Sets the kernel's shared memory, and gives the most blocks that the GPU can hold at once, at most `limit`. The backward pass
+// at the usual sizes fills all the shared memory that there is with 4 blocks.
 template <class Kernel>
 unsigned resident_blocks(Kernel kernel, int bytes, int64_t limit) {
   int device = 0, processors = 1, each = 1;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, ROWS, bytes);
   return unsigned(min(limit, int64_t(processors) * max(each, 1)));
-}
-
-Shape shape_of(int64_t n, int64_t n_levels, int64_t n_features, int64_t n_outputs) {
-  const int log2_pairs = n_features == 8 ? 2 : n_features == 4 ? 1 : 0;
-  return {n, int(n_levels), int(n_features), int(n_levels * n_features), int(n_outputs), log2_pairs};
-}
-
-bool fits(const Shape& shape) {
-  return shape.n_features == 2 << shape.log2_pairs && shape.n_inputs <= MAX_INPUTS && shape.n_outputs <= OUTPUTS;
 }
 
 }  // namespace
@@ -373,22 +341,23 @@ NB_EXPORT int mlp_half_fwd_f32(const float* hidden_weight, const __half* feature
   return status ? status : launched();
 }
 
-// grad_out [n, n_outputs]; largest [1] of its absolute values, as largest_f32 finds it; grad_features as features,
-// still scaled; sums [n_blocks, width * (n_levels * F + 1 + n_outputs)] of zeros: each block's gradients over W1, b1 and W2;
-// blocks beyond what the GPU holds at once are not used.
+// grad_out [n, n_outputs]; lit [ceil(n / 32)] and largest [1] as lit_rows_f32 finds them; grad_features as features, still
+// scaled, written for lit rows only; sums [n_blocks, width * (n_levels * F + 1 + n_outputs) + n_outputs] of zeros: each block's
+// gradients over W1, b1 and W2, the rest is left to lit_rows_f32; blocks beyond what the GPU holds at once are not used.
 NB_EXPORT int mlp_half_bwd_f32(const float* hidden_weight, const __half* features, const float* hidden_bias,
-                               const float* out_weight, const float* grad_out, const uint32_t* largest, __half* grad_features,
-                               float* sums, int64_t n, int64_t n_levels, int64_t n_features, int64_t width, int64_t n_outputs,
-                               int64_t n_blocks, cudaStream_t stream) {
+                               const float* out_weight, const float* grad_out, const uint32_t* lit, const uint32_t* largest,
+                               __half* grad_features, float* sums, int64_t n, int64_t n_levels, int64_t n_features,
+                               int64_t width, int64_t n_outputs, int64_t n_blocks, cudaStream_t stream) {
   const Shape shape = shape_of(n, n_levels, n_features, n_outputs);
   if (!fits(shape)) return NB_UNKNOWN_OPTION;
   if (n == 0) return NB_OK;
   const int status = with_width(width, [&](auto w) {
     constexpr int W = decltype(w)::value;
     const int bytes = Layout<W>(shape, true).end * int(sizeof(__half));
-    const unsigned blocks = resident_blocks(bwd<W>, bytes, min(n_blocks, (n + ROWS - 1) / ROWS));
-    bwd<W><<<blocks, ROWS, bytes, stream>>>(features, hidden_weight, hidden_bias, out_weight, grad_out, largest,
-                                                        grad_features, sums, shape);
+    const auto kernel = shape.n_inputs <= 32 ? bwd<W, 32> : bwd<W, MAX_INPUTS>;
+    const unsigned blocks = resident_blocks(kernel, bytes, min(n_blocks, (n + ROWS - 1) / ROWS));
+    kernel<<<blocks, ROWS, bytes, stream>>>(features, hidden_weight, hidden_bias, out_weight, grad_out, lit, largest,
+                                            grad_features, sums, shape);
   });
   return status ? status : launched();
 }

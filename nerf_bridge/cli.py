@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, TextIO
 
 from nerf_bridge import __version__
 from nerf_bridge.config import GenerateConfig, build_config
+from nerf_bridge.device import wake_gpu
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.evaluate.options import add_evaluate_options, evaluate_request
 from nerf_bridge.image_config import ImageConfig, build_image_config
 from nerf_bridge.options import (
     Parser,
     add_settings,
+    add_workers,
     checked,
     given_settings,
     layered_settings,
@@ -32,6 +34,7 @@ from nerf_bridge.options import (
     suggestion,
     wide_help,
 )
+from nerf_bridge.run.clock import process_began
 
 if TYPE_CHECKING:
     from nerf_bridge.mesh.data import MeshStatistics
@@ -64,9 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def generate(arguments: argparse.Namespace) -> int:
     """`generate PROMPT`: prompt to run directory."""
     config = requested(arguments, build_config)
+    wake_gpu(config.device)
     from nerf_bridge import pipeline
 
-    run = pipeline.generate(config, arguments.out)
+    run = pipeline.generate(config, arguments.out, began=process_began())
     _say(f"asset   {run.asset}")
     _say(f"report  {run.report}")
     return 0
@@ -115,7 +119,7 @@ def inspect(arguments: argparse.Namespace) -> int:
 
 
 def batch(arguments: argparse.Namespace) -> int:
-    """`batch FILE`: many runs one after another; `batch status PLACE`: where they stand."""
+    """`batch FILE`: many runs, one or several at a time; `batch status PLACE`: where they stand."""
     first, *rest = arguments.words
     if len(rest) > (first == "status"):
         arguments.problems.append("give one file of prompts, or `status` and the file or folder of a batch")
@@ -125,13 +129,13 @@ def batch(arguments: argparse.Namespace) -> int:
     checked(build_config, {"prompt": "any"} | base, problems)
     from nerf_bridge.batch.gallery import write_gallery
     from nerf_bridge.batch.jobs import read_jobs
+    from nerf_bridge.batch.pool import open_engine
     from nerf_bridge.batch.queue import raise_for_failures, run_batch
 
     out = arguments.out or _batch_place(first)
     jobs = read_jobs(Path(first), out, base)
-    from nerf_bridge import pipeline
-
-    states = run_batch(jobs, out, lambda job: pipeline.generate(job.config(), job.out))
+    with open_engine(arguments.workers, out, str(base.get("device", "auto"))) as engine:
+        states = run_batch(jobs, out, engine)
     _say(f"gallery {write_gallery(out, states)}")
     raise_for_failures(states)
     return 0
@@ -168,10 +172,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
         plan = SamplePlan(arguments.seeds, arguments.sampling_steps)
         report = commands.evaluate_prior(tools, arguments.weights, arguments.nouns, arguments.images, plan)
     elif arguments.what == "assets":
-        report = commands.evaluate_assets(tools, request.place, request.settings)
+        report = commands.evaluate_assets(tools, request.place, request.settings, arguments.workers)
     else:
         report = commands.evaluate_methods(
-            tools, request.place, request.settings, request.methods, arguments.seeds, arguments.prompts
+            tools,
+            request.place,
+            request.settings,
+            request.methods,
+            arguments.seeds,
+            arguments.prompts,
+            arguments.workers,
         )
     _say(format_table(report.rows))
     _say(f"results {report.results}")
@@ -270,6 +280,7 @@ def _add_batch(parser: Parser) -> None:
     says = "prompts, one a line, or JSONL or CSV with settings; or `status` and the file or folder of a batch"
     parser.add_argument("words", metavar="FILE", nargs="+", help=says)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the run directories (default: runs/<file>)")
+    add_workers(parser)
     _add_config(parser)
     add_settings(parser, GenerateConfig)
     parser.set_defaults(run=batch)
@@ -299,7 +310,7 @@ _COMMANDS: tuple[tuple[str, str, str, Callable[[Parser], None]], ...] = (
     ("image", "PROMPT [options]", "make a 2D image from a prompt by the same guidance", _add_image),
     ("export", "RUN [options]", "make the mesh of a run again; what is not given is as it was in the run", _add_export),
     ("inspect", "FILE [options]", "tell what is in a mesh file; exit status 0: sound, 1: not sound", _add_inspect),
-    ("batch", "FILE [options]", "many runs, one after another; `batch status FILE` tells where they stand", _add_batch),
+    ("batch", "FILE [options]", "many runs; `batch status FILE` tells where they stand", _add_batch),
     (
         "evaluate",
         "prior|assets|methods [PLACE] [options]",

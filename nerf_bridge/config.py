@@ -90,6 +90,10 @@ class OccupancyConfig(Section):
 
     resolution: int = Field(48, ge=8, le=256, description="cells along a side")
     every: int = Field(8, ge=1, le=1000, description="steps between two updates")
+    late_every: int | None = Field(
+        None, ge=1, le=1000, description="steps between two updates in the late part of the run; none: every all along"
+    )
+    late_from: float = Field(0.5, ge=0, le=1, description="fraction of the steps from which late_every counts")
     decay: float = Field(0.9, gt=0, lt=1, description="what a cell keeps of its old density at an update")
     threshold: float = Field(
         0.001, gt=0, lt=1, description="opacity over one marching step below which a cell is empty"
@@ -130,10 +134,27 @@ class RenderConfig(Section):
     early_until: float = Field(
         0.2, ge=0, le=1, description="fraction of the steps at which early_size gives way to size"
     )
+    grow_until: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="fraction of the steps by which the views, doubled again and again, have come from early_size to "
+        "size; none: they jump at early_until",
+    )
     background: Literal["random", "white", "grey", "learned"] = Field("random", description="what is behind the object")
     shading: Literal["albedo", "lambertian", "textureless", "mixed"] = Field(
         "albedo", description="light on the object; mixed draws one of the three at each step"
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RenderConfig:
+        if self.grow_until is None:
+            return self
+        if self.early_size is None or self.early_size > self.size:
+            raise ValueError(f"grow_until needs an early_size up to size ({self.size}), got {self.early_size}")
+        if self.grow_until < self.early_until:
+            raise ValueError(f"early_until ({self.early_until}) is above grow_until ({self.grow_until})")
+        return self
 
 
 class GuidanceConfig(Section):
@@ -260,6 +281,11 @@ class GenerateConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run")
     backend: Literal["auto", "cuda", "cpu", "torch", "nerfacc", "tcnn"] = Field(
         "auto", description="whose kernels to use; nerfacc and tcnn must be installed"
+    )
+    memory: Literal["auto", "80gb", "24gb", "12gb", "8gb"] = Field(
+        "auto",
+        description="how sparing of memory; auto: as it must be for what is free now; a size: as for a GPU of that "
+        "size, with views of at most 512 (24gb), 384 (12gb) or 256 pixels (8gb)",
     )
     steps: int = Field(300, ge=1, le=1_000_000, description="optimisation steps")
     checkpoint_every: int = Field(50, ge=1, le=1_000_000, description="steps between two checkpoints")

@@ -145,8 +145,12 @@ def check_gpu() -> Check:
 
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
-            name = torch.cuda.get_device_name()
-            return Check("GPU", True, f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free", needed=False)
+            from nerf_bridge.memory.ladder import preset_for
+
+            name, preset = torch.cuda.get_device_name(), preset_for(free)
+            fits = f"as large as --memory {preset.name}" if preset else "less than --memory 8gb is made for"
+            found = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free: {fits}"
+            return Check("GPU", True, found, needed=False)
         if torch.version.cuda is None:
             remedy += "for an NVIDIA GPU install a CUDA build of torch (pytorch.org says which)"
         else:
@@ -224,9 +228,12 @@ def check_disk(folder: Path | None = None) -> Check:
 
 def check_memory() -> Check:
     """Main memory that programs may still take."""
-    available = _memory_gib()
-    if available is None:
+    from nerf_bridge.memory.available import main_memory
+
+    free = main_memory()
+    if free is None:
         return Check("memory", True, "not known on this system", needed=False)
+    available = free / GIB
     remedy = f"close other programs: the main job wants up to {MEMORY_GIB:g} GiB"
     return Check("memory", available >= MEMORY_GIB, f"{available:.1f} GiB available", remedy, needed=False)
 
@@ -259,14 +266,6 @@ def _check_backend(kind: str) -> Check:
     except (ImportError, OSError, UserError) as error:
         return Check(name, False, "cannot be loaded", _one_line(error), needed=False)
     return Check(name, True, "kernels load", needed=False)
-
-
-def _memory_gib() -> float | None:
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
 
 
 def _one_line(error: BaseException) -> str:

@@ -5,13 +5,14 @@ Every draw is a function of (seed, step, purpose), so a run that resumes at a st
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -19,22 +20,28 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nerf_bridge.config import GenerateConfig
+from nerf_bridge.device import to_device
 from nerf_bridge.errors import Interrupted
+from nerf_bridge.graphed_render import GraphedRender, packed, unpacked
 from nerf_bridge.guidance import (
     EncodedWords,
     distillation_loss,
     draw_noise,
     draw_times,
     guidance_gradient,
+    is_refreshed_at,
     ramp_at,
+    rate_at,
     size_at,
     stage_at,
     step_generator,
     t_max_at,
 )
+from nerf_bridge.memory.descent import OutOfMemory, attempt, descend, place
+from nerf_bridge.memory.ladder import RUNGS, parts_of
 from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.prior.protocol import Prior, ViewCondition
-from nerf_bridge.render import Rendering, render, render_in_chunks
+from nerf_bridge.render import Rendering, render_in_chunks
 from nerf_bridge.run.directory import RunDirectory
 from nerf_bridge.run.events import EventLog
 from nerf_bridge.run.health import Action, EmptyGuard, judge_opacity, judge_step
@@ -52,6 +59,7 @@ PROGRESS_EVERY = 10
 PREVIEW_SIZE = 128
 REFERENCE_PIXELS = 64 * 64
 EMPTY_PATIENCE = 50  # steps that a scene may stay empty
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
@@ -64,23 +72,43 @@ class Health:
 
 
 def optimise(
-    run: RunDirectory, config: GenerateConfig, scene: Scene, prior: Prior, words: EncodedWords, log: EventLog
-) -> None:
+    run: RunDirectory,
+    config: GenerateConfig,
+    scene: Scene,
+    prior: Prior,
+    words: EncodedWords,
+    log: EventLog,
+    rung: int = 0,
+) -> Progress:
     """Run the loop to its end, from the checkpoint of `run` when there is one; the last state is checkpointed.
+
+    Args:
+        rung: of the memory ladder, at least; a run that resumes is never above its checkpoint's.
+
+    Returns:
+        Where it stands at the end.
 
     Raises:
         UserError: the checkpoint is damaged.
-        RunError: the scene stayed empty or the gradients not finite.
+        RunError: the scene stayed empty, the gradients not finite, or memory ran out below the last rung.
         Interrupted: the user asked to stop; the state is saved.
     """
     optimiser = build_optimiser(scene, config)
     progress = restore(run, scene, optimiser) or Progress()
+    progress = replace(progress, rung=max(rung, progress.rung))
+    place(prior, progress.rung)
+    views = view_renderer(scene, progress.rung)
     if progress.step:
         log.append("resumed", "optimise", progress.step, config.steps)
     bar = tqdm(total=config.steps, initial=progress.step, desc="optimising", unit="step")
     with stop_signals() as stopped, bar:
         while progress.step < config.steps:
-            health = training_step(scene, optimiser, prior, words, config, progress)
+            work = functools.partial(training_step, scene, optimiser, prior, words, config, progress, views)
+            health = attempt(work, scene, optimiser)
+            if isinstance(health, OutOfMemory):
+                views.give_up("memory ran out")
+                progress = descend(run, scene, optimiser, prior, config, progress, health, log)
+                continue
             progress = after_step(run, scene, optimiser, config, progress, health, log)
             bar.update(progress.step - bar.n)
             bar.set_postfix(opacity=f"{health.opacity:.2f}", grad=f"{health.gradient_norm:.1e}", refresh=False)
@@ -93,6 +121,7 @@ def optimise(
             if stopped.is_set():
                 log.append("interrupted", "optimise", progress.step, config.steps)
                 raise Interrupted(f"stopped at step {progress.step} of {config.steps}; the same command goes on")
+    return progress
 
 
 def training_step(
@@ -102,30 +131,83 @@ def training_step(
     words: EncodedWords,
     config: GenerateConfig,
     progress: Progress,
+    views: GraphedRender | None = None,
 ) -> Health:
-    """One step: render views, ask the prior, and move the field unless a gradient is not finite."""
-    step, seed = progress.step, config.seed
-    if step % config.occupancy.every == 0:
+    """One step: render views, ask the prior, and move the field unless a gradient is not finite.
+
+    Args:
+        views: what renders them; the same one at every step of a run. None: one that uses no CUDA graphs.
+    """
+    step = progress.step
+    views = views or GraphedRender(scene, enabled=False)
+    if is_refreshed_at(step, config.steps, config.occupancy):
         update_occupancy(scene, config, step)
-    rendering, condition = render_views(scene, config, step, prior.view_group)
+        views.forget_counts()
+    health = gradients(scene, optimiser, prior, words, config, progress, views)
+    if health is None:  # the graph had too little room: once more without
+        views.forget_counts()
+        health = gradients(scene, optimiser, prior, words, config, progress, views)
+    assert health is not None, "a plain rendering has room for all samples"
+    if health.finite:
+        for group, lr in zip(optimiser.param_groups, (config.optim.lr_grid, config.optim.lr_decoder), strict=True):
+            group["lr"] = lr * rate_at(step, config.steps, config.optim.lr_final) * progress.guard.rate
+        optimiser.step()
+    return health
+
+
+def gradients(
+    scene: Scene,
+    optimiser: SkippingAdam,
+    prior: Prior,
+    words: EncodedWords,
+    config: GenerateConfig,
+    progress: Progress,
+    views: GraphedRender,
+) -> Health | None:
+    """Put the gradients of a step into the parameters; None when a rendering lacked samples, and they are of no use.
+
+    On a GPU the host waits for it once, at the end, for the figures.
+    """
+    optimiser.zero_grad()
+    parts = parts_of(config.camera.views, prior.view_group, RUNGS[progress.rung])
+    renderings = [backward(scene, prior, words, config, progress, part, views) for part in parts]
+    norm = nn.utils.get_total_norm([p.grad for p in optimiser.parameters if p.grad is not None])
+    opacity = torch.cat([rendering.opacity.detach().flatten() for rendering in renderings]).mean()
+    overflow = [rendering.overflow.to(norm.dtype) for rendering in renderings if rendering.overflow is not None]
+    mean_opacity, gradient_norm, *lacking = torch.stack([opacity, norm, *overflow]).tolist()
+    return None if any(lacking) else Health(mean_opacity, gradient_norm, math.isfinite(gradient_norm))
+
+
+def backward(
+    scene: Scene,
+    prior: Prior,
+    words: EncodedWords,
+    config: GenerateConfig,
+    progress: Progress,
+    part: slice,
+    views: GraphedRender,
+) -> Rendering:
+    """Add the gradient of the views `part` of a step, which draw what they do when all are done at once."""
+    step, seed, n_views, group = progress.step, config.seed, config.camera.views, prior.view_group
+    samples_at_once = RUNGS[progress.rung].samples_at_once
+    rendering, condition = render_views(scene, config, step, group, part, samples_at_once, views)
     x = prior.encode_image(rendering.color.permute(0, 3, 1, 2))
     t_max = t_max_at(step, config.steps, config.guidance)
-    times = draw_times(seed, step, len(x) // prior.view_group, config.guidance.t_min, t_max)
-    t = times.repeat_interleave(prior.view_group).to(scene.device)
-    noise = draw_noise(seed, step, tuple(x.shape)).to(scene.device)
+    times = draw_times(seed, step, n_views // group, config.guidance.t_min, t_max)
+    drawn = (times.repeat_interleave(group)[part], draw_noise(seed, step, (n_views, *x.shape[1:]))[part])
+    t, noise = to_device(drawn, scene.device)
     stage = stage_at(step, config.steps, config.guidance.bridge_from)
     grad_x = guidance_gradient(prior, x.detach(), t, noise, words, condition, config.guidance, stage)
     loss = distillation_loss(x, grad_x) + regularisers(scene, rendering, config, step)
-    optimiser.zero_grad()
-    loss.backward()
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    norm = float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    finite = math.isfinite(norm)
-    if finite:
-        for group, lr in zip(optimiser.param_groups, (config.optim.lr_grid, config.optim.lr_decoder), strict=True):
-            group["lr"] = lr * config.optim.lr_final ** (step / config.steps) * progress.guard.rate
-        optimiser.step()
-    return Health(float(rendering.opacity.detach().mean()), norm, finite)
+    (len(x) / n_views * loss).backward()
+    return rendering
+
+
+def view_renderer(scene: Scene, rung: int) -> GraphedRender:
+    """What renders the training views of a run: with CUDA graphs where our kernels run, nothing exact is asked, and
+    memory is not short."""
+    exact = torch.are_deterministic_algorithms_enabled()
+    return GraphedRender(scene, scene.backend == "cuda" and not exact and rung == 0)
 
 
 def update_occupancy(scene: Scene, config: GenerateConfig, step: int) -> None:
@@ -135,36 +217,43 @@ def update_occupancy(scene: Scene, config: GenerateConfig, step: int) -> None:
 
 
 def render_views(
-    scene: Scene, config: GenerateConfig, step: int, view_group: int = 1
+    scene: Scene,
+    config: GenerateConfig,
+    step: int,
+    view_group: int = 1,
+    part: slice = ALL,
+    samples_at_once: int | None = None,
+    views: GraphedRender | None = None,
 ) -> tuple[Rendering, ViewCondition]:
-    """The views of a step, in groups as the prior wants them, and what the prior is told of them."""
-    size = size_at(step, config.steps, config.render)
-    cameras = sample_cameras(config.camera, step_generator(config.seed, step, "cameras"), view_group).to(scene.device)
-    background, told = backgrounds(scene, config, cameras, size, step)
-    n_rays = len(cameras) * size**2
-    jitter = torch.rand(n_rays, generator=step_generator(config.seed, step, "jitter")).to(scene.device)
-    rendering = render(
-        scene.field,
-        scene.occupancy.occupied,
-        cameras,
-        size,
-        background,
-        scene.step_size,
-        scene.backend,
-        shading=shading_at(config.render.shading, config.seed, step),
-        light_dir=draw_light_directions(cameras, step_generator(config.seed, step, "light")),
-        jitter=jitter,
-    )
+    """The views `part` of a step, in groups as the prior wants them, and what the prior is told of them.
+
+    `views` renders them; None: one that uses no CUDA graphs.
+    """
+    size, seed = size_at(step, config.steps, config.render), config.seed
+    shading = shading_at(config.render.shading, seed, step)
+    drawn = sample_cameras(config.camera, step_generator(seed, step, "cameras"), view_group)
+    jitter = torch.rand(len(drawn), size**2, generator=step_generator(seed, step, "jitter"))[part]
+    light = [] if shading == "albedo" else [draw_light_directions(drawn, step_generator(seed, step, "light"))[part]]
+    numbers, jitter, *light = to_device([packed(drawn[part]), jitter.flatten(), *light], scene.device)
+    cameras = unpacked(numbers)
+    background, told = backgrounds(scene, config, cameras, size, step, part)
+    views = views or GraphedRender(scene, enabled=False)
+    rendering = views(cameras, size, background, shading, light[0] if light else None, jitter, samples_at_once)
     return rendering, ViewCondition(cameras, told)
 
 
-def backgrounds(scene: Scene, config: GenerateConfig, cameras: Cameras, size: int, step: int) -> tuple[Tensor, Tensor]:
-    """What is behind the views, [b, 3] or [b, h, w, 3], and the colour [b, 3] that the prior is told of it."""
+def backgrounds(
+    scene: Scene, config: GenerateConfig, cameras: Cameras, size: int, step: int, part: slice = ALL
+) -> tuple[Tensor, Tensor]:
+    """What is behind the views `part` of a step, whose cameras come: [b, 3] or [b, h, w, 3], and the colour [b, 3] that
+    the prior is told of it."""
     kind = config.render.background
     if kind != "learned":
-        solid = solid_backgrounds(kind, len(cameras), step_generator(config.seed, step, "background")).to(scene.device)
+        drawn = solid_backgrounds(kind, config.camera.views, step_generator(config.seed, step, "background"))
+        (solid,) = to_device([drawn[part]], scene.device)
         return solid, solid
-    seen = scene.environment(camera_rays(cameras, size, size).directions).view(len(cameras), size, size, 3)
+    rays = camera_rays(cameras, size, size, scene.backend)
+    seen = scene.environment(rays.directions).view(len(cameras), size, size, 3)
     return seen, seen.detach().mean((1, 2))
 
 
@@ -217,9 +306,9 @@ def after_step(
             load_tensors(scene, optimiser, scene_tensors(fresh, build_optimiser(fresh, config)))
         step = restored.step if restored else 0
         log.append("restored", "optimise", step, config.steps, {"rate": guard.rate, "restores": guard.restores})
-        return Progress(step, guard, EmptyGuard())
+        return Progress(step, guard, EmptyGuard(), progress.rung)
     empty = judge_opacity(progress.empty, progress.step, health.opacity, EMPTY_PATIENCE)
-    return Progress(progress.step + 1, guard, empty)
+    return Progress(progress.step + 1, guard, empty, progress.rung)
 
 
 def report_step(

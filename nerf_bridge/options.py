@@ -56,6 +56,19 @@ def add_settings(
                 _add_option(group, path, setting)
 
 
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the option that says how many runs are made at a time."""
+    says = "runs made at a time, each in a process of its own, over all visible GPUs in turn (default: 1)"
+    parser.add_argument("--workers", metavar="N", type=positive, default=1, help=says)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, as argparse wants it."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def given_settings(arguments: argparse.Namespace) -> dict[str, str]:
     """The settings given on the command line: dotted path to the text that came."""
     return {name.removeprefix(_DEST): value for name, value in vars(arguments).items() if name.startswith(_DEST)}

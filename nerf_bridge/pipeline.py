@@ -23,6 +23,8 @@ from nerf_bridge.device import resolve_device
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.guidance import EncodedWords, encode_words
 from nerf_bridge.guidance.debias import prompts_by_view
+from nerf_bridge.memory.ladder import RUNGS, is_out_of_memory, within_preset
+from nerf_bridge.memory.preflight import plan_memory
 from nerf_bridge.mesh.export import MeshStatistics, export_mesh
 from nerf_bridge.mesh.gltf import load_textured_mesh
 from nerf_bridge.mesh.refine_texture import Guide, refine_texture
@@ -31,7 +33,7 @@ from nerf_bridge.mesh.write import check_format, check_target
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.ops.memory import keep_freed_memory
 from nerf_bridge.optimize import optimise
-from nerf_bridge.prior import Prior, check_prior_name, load_prior
+from nerf_bridge.prior import Prior, check_prior_name, find_prior, load_prior
 from nerf_bridge.run.directory import (
     RunDirectory,
     default_run_path,
@@ -55,13 +57,16 @@ TURNTABLE_FRAMES, TURNTABLE_SIZE = 48, 320
 VERSIONED = ("nerf-bridge", "torch", "numpy", "transformers", "diffusers", "trimesh", "xatlas", "pydantic")
 
 
-def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | None = None) -> RunDirectory:
+def generate(
+    config: GenerateConfig, out: Path | None = None, prior: Prior | None = None, began: float | None = None
+) -> RunDirectory:
     """Make a textured mesh from a prompt; the same call resumes a stopped run and leaves a finished one alone.
 
     Args:
         config: every setting.
         out: the run directory; None: runs/<slug>-s<seed>.
         prior: a prior to use in place of the one that `config.prior` names.
+        began: when the work on it began, in seconds since 1970, from which the stage `start` counts; None: now.
 
     Returns:
         The run directory, with asset, pictures, report and record in it.
@@ -71,6 +76,7 @@ def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | Non
         RunError: the run failed on the way; its checkpoint stays.
         Interrupted: the user stopped it; its checkpoint is saved.
     """
+    began = time.time() if began is None else began
     keep_freed_memory()
     device = resolve_device(config.device)
     if prior is None:
@@ -84,31 +90,44 @@ def generate(config: GenerateConfig, out: Path | None = None, prior: Prior | Non
             logger.info("%s is finished; nothing to do", state.run.path)
             return state.run
         with EventLog(state.run.events) as log, failures_told(state.run, config, log):
-            story(state.run, config, log, device, backend, prior)
+            story(state.run, config, log, device, backend, prior, began)
         return state.run
 
 
 def story(
-    run: RunDirectory, config: GenerateConfig, log: EventLog, device: torch.device, backend: str, prior: Prior | None
+    run: RunDirectory,
+    config: GenerateConfig,
+    log: EventLog,
+    device: torch.device,
+    backend: str,
+    prior: Prior | None,
+    began: float,
 ) -> None:
-    """The stages of a run, one after the other, each timed."""
+    """The stages of a run, one after the other, each timed; what came before counts as the stage `start`."""
     seconds = dict(read_record(run).get("seconds", {}))
     record: dict[str, Any] = {"prompt": config.prompt, "seed": config.seed, "state": "running", "seconds": seconds}
     record |= {"device": device_name(device), "backend": backend, "versions": versions()}
+    seconds["start"] = round(seconds.get("start", 0.0) + time.time() - began, 3)
     write_record(run, record)
     log.append("start", "prior", 0, config.steps)
     with timed(run, record, "prior"):
-        prior = prior or load_prior(config.prior, device, config.model)
+        found = find_prior(config.prior, config.model) if prior is None else None
+        plan = plan_memory(config, device, found, known=prior is None)
+        record["memory"] = plan.record()
+        prior = prior or load_prior(config.prior, device, config.model, found, plan.words_device)
         check_views(config, prior)
         words = words_of(config, prior)
     record["prior"] = asdict(prior.info())
-    scene = build_scene(config, backend, device)
+    config = within_preset(config)
     with timed(run, record, "optimise"):
-        optimise(run, config, scene, prior, words, log)
+        scene = build_scene(config, backend, device)
+        progress = optimise(run, config, scene, prior, words, log, plan.rung)
+        record["memory"]["rung"] = RUNGS[progress.rung].name
     log.append("stage", "mesh", config.steps, config.steps)
     with timed(run, record, "mesh"):
         guide = Guide(prior, words, config, scene)
         statistics = make_mesh(scene, config, run.asset, asset_metadata(config, record["prior"]), guide)
+        record["seconds_to_asset"] = round(time.time() - began, 3)
     log.append("stage", "report", config.steps, config.steps)
     with timed(run, record, "report"):
         make_pictures(run, backend, device)
@@ -278,7 +297,7 @@ def failures_told(run: RunDirectory, config: GenerateConfig, log: EventLog) -> I
         raise failed(run, config, log, f"cannot read or write a file: {error}") from error
     except Exception as error:
         if is_out_of_memory(error):
-            reason = "out of memory; use fewer camera.views, a smaller render.size or fewer render.samples_across"
+            reason = "out of memory; close other programs, or use a smaller prior, mesh.resolution or mesh.texture"
         else:
             reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
         raise failed(run, config, log, reason) from error
@@ -293,8 +312,3 @@ def failed(run: RunDirectory, config: GenerateConfig, log: EventLog, reason: str
     except OSError:
         logger.warning("the failure could not be recorded in %s", run.path)
     return RunError(f"the run failed: {reason}; its checkpoint, if any, is in {run.checkpoint}")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on the GPU, in Python, or in torch on the CPU, whose error is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from nerf_bridge.ops.composite import composite
 from nerf_bridge.ops.field_composite import field_composite, pixels_of
 from nerf_bridge.ops.march import BOX_DIAGONAL, march_rays
 from nerf_bridge.scene.cameras import Cameras
-from nerf_bridge.scene.field import Field, RawField
+from nerf_bridge.scene.field import Field, is_raw
 from nerf_bridge.scene.rays import Rays, camera_rays
 from nerf_bridge.scene.shading import Shading, headlight_directions, shade
 
@@ -53,6 +54,7 @@ def render(
     jitter: Tensor | None = None,
     with_normals: bool = False,
     capacity: int | None = None,
+    samples_at_once: int | None = None,
 ) -> Rendering:
     """Render views of a field by emission and absorption (Max 1995; Mildenhall et al. 2020, eq. 3).
 
@@ -73,17 +75,21 @@ def render(
         capacity: samples to make room for, for all views together; None: as many as there are. With it the host never
             waits for the device, so that a CUDA graph can hold forward and backward pass; whether the room was enough
             is in the rendering's `overflow`.
+        samples_at_once: most samples in memory at once, forward and backward, for more time: the rays are rendered in
+            parts, and again in the backward pass; None: all at once. Takes the place of `capacity`.
 
     Returns:
         The rendering; where no cell is occupied, the background.
     """
     height, width = (size, size) if isinstance(size, int) else size
-    rays = camera_rays(cameras, height, width)
+    rays = camera_rays(cameras, height, width, backend)
     light = _light_per_ray(cameras, height, width, shading, light_dir)
     behind = _per_ray(background, height, width)
-    flat = _render_rays(
-        field, occupied, rays, behind, step_size, backend, shading, light, jitter, with_normals, capacity
-    )
+    arguments = (field, occupied, rays, behind, step_size, backend, shading, light, jitter, with_normals)
+    if samples_at_once is None:
+        flat = _render_rays(*arguments, capacity)
+    else:
+        flat = _render_in_parts(*arguments, samples_at_once)
     return _as_pictures(flat, len(cameras), height, width)
 
 
@@ -105,20 +111,47 @@ def render_in_chunks(
     Args:
         max_samples: most samples in memory at once; pictures of any size take as many chunks of rays as that needs.
     """
-    height, width = (size, size) if isinstance(size, int) else size
-    rays = camera_rays(cameras, height, width)
-    light = _light_per_ray(cameras, height, width, shading, None)
-    behind = _per_ray(background, height, width)
-    n_rays = max(1, max_samples // math.ceil(BOX_DIAGONAL / step_size + 1.0))
-    parts = []
+    return render(
+        field,
+        occupied,
+        cameras,
+        size,
+        background,
+        step_size,
+        backend,
+        shading,
+        with_normals=with_normals,
+        samples_at_once=max_samples,
+    )
+
+
+def _render_in_parts(
+    field: Field,
+    occupied: Tensor,
+    rays: Rays,
+    behind: Tensor,
+    step_size: float,
+    backend: str,
+    shading: Shading,
+    light: Tensor | None,
+    jitter: Tensor | None,
+    with_normals: bool,
+    samples_at_once: int,
+) -> Rendering:
+    """What `_render_rays` gives, part by part; with gradients each part keeps its rays alone and is rendered again in
+    the backward pass: marching is deterministic, so that the second time is the first one's twin."""
+    n_rays = max(1, samples_at_once // math.ceil(BOX_DIAGONAL / step_size + 1.0))
+    parts: list[Rendering] = []
     for start in range(0, len(rays), n_rays):
         part = slice(start, start + n_rays)
         some = Rays(rays.origins[part], rays.directions[part])
-        lit = None if light is None else light[part]
-        parts.append(
-            _render_rays(field, occupied, some, behind[part], step_size, backend, shading, lit, None, with_normals)
-        )
-    flat = Rendering(
+        lit, shifted = (None if each is None else each[part] for each in (light, jitter))
+        arguments = (field, occupied, some, behind[part], step_size, backend, shading, lit, shifted, with_normals)
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(_render_rays, *arguments, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(_render_rays(*arguments))
+    return Rendering(
         color=torch.cat([part.color for part in parts]),
         opacity=torch.cat([part.opacity for part in parts]),
         depth=torch.cat([part.depth for part in parts]),
@@ -126,7 +159,6 @@ def render_in_chunks(
         thickness=torch.cat([part.thickness for part in parts]),
         n_samples=sum(part.n_samples for part in parts),
     )
-    return _as_pictures(flat, len(cameras), height, width)
 
 
 def _render_rays(
@@ -145,9 +177,10 @@ def _render_rays(
     """A rendering of n rays whose tensors are [n, ...]; `behind` is [n, 3], and so is `light`, None for 'albedo'."""
     samples = march_rays(rays.origins, rays.directions, occupied, step_size, jitter, backend, capacity)
     middles = rays.origins.norm(dim=-1)
-    if isinstance(field, RawField) and light is None and not with_normals:
-        pixels = field_composite(field.raw(samples.points), samples, middles, behind, field.activation, backend)
-        return _rendering(pixels, None, samples.n, samples.overflow)
+    if light is None and not with_normals and is_raw(field):
+        raw = field.raw(samples.points, samples.packed_info)
+        color, opacity, depth, thickness = field_composite(raw, samples, middles, behind, field.activation, backend)
+        return Rendering(color, opacity, depth, None, thickness, samples.n, samples.overflow)
     sigmas, features = field(samples.points)
     if light is not None or with_normals:
         normals = field.normals(samples.points)
@@ -158,14 +191,9 @@ def _render_rays(
     u = (samples.t_mids - middles.index_select(0, samples.ray_indices))[:, None]
     packed = (samples.t_starts, samples.t_ends, samples.packed_info)
     summed, opacity, _, _ = composite(sigmas, torch.cat([features, u, u * u], dim=-1), *packed, backend)
-    pixels = pixels_of(summed, opacity, middles, behind)
-    return _rendering(pixels, _unit(summed[:, 3:6]) if with_normals else None, samples.n, samples.overflow)
-
-
-def _rendering(pixels: Tensor, normals: Tensor | None, n_samples: int, overflow: Tensor | None) -> Rendering:
-    """The rendering of n rays from their pixels [n, 6]."""
-    color, opacity, depth, thickness = pixels.split([3, 1, 1, 1], dim=1)
-    return Rendering(color, opacity[:, 0], depth[:, 0], normals, thickness[:, 0], n_samples, overflow)
+    color, opacity, depth, thickness = pixels_of(summed, opacity, middles, behind)
+    unit = _unit(summed[:, 3:6]) if with_normals else None
+    return Rendering(color, opacity, depth, unit, thickness, samples.n, samples.overflow)
 
 
 def _light_per_ray(

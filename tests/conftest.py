@@ -1,8 +1,13 @@
-"""Leaves out, and says so, the tests that need what is not here: a compiler, a GPU, Blender, a browser, a validator."""
+"""Leaves out, and says so, the tests that need what is not here: a compiler, a GPU, Blender, a browser, a validator.
+
+And the tiny models of every family, built once for all tests.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,3 +53,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of the tiny pipeline of a family; not to be changed."""
+    from prior.models import tiny_models  # imports diffusers' pipelines: only where they are used
+
+    root = tmp_path_factory.mktemp("models")
+    built: dict[str, Path] = {}
+
+    def folder_of(family: str) -> Path:
+        if family not in built:
+            built[family] = tiny_models.build(family, root / family)
+        return built[family]
+
+    return folder_of

@@ -36,7 +36,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[GenerateConfig, Path | 
     """Records what `generate` hands to the pipeline, which does nothing."""
     seen: list[tuple[GenerateConfig, Path | None]] = []
 
-    def record(config: GenerateConfig, out: Path | None = None) -> RunDirectory:
+    def record(config: GenerateConfig, out: Path | None = None, began: float | None = None) -> RunDirectory:
         seen.append((config, out))
         return RunDirectory(out or default_run_path(config.prompt, config.seed))
 
@@ -460,7 +460,7 @@ def test_the_public_names_are_there_and_others_are_not() -> None:
 
 
 def _raiser(error: BaseException) -> Callable[..., SimpleNamespace]:
-    def fail(*_: object) -> SimpleNamespace:
+    def fail(*_: object, **__: object) -> SimpleNamespace:
         raise error
 
     return fail

@@ -12,6 +12,7 @@ import torch
 
 from nerf_bridge import doctor
 from nerf_bridge.doctor import Check, can_run, examine, format_table
+from nerf_bridge.memory import available
 
 
 def test_each_lack_has_a_remedy_and_each_check_a_finding() -> None:
@@ -114,7 +115,10 @@ def test_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (60 * doctor.GIB, 80 * doctor.GIB))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     monkeypatch.setattr("nerf_bridge.ops.backend.library", lambda kind: None)
-    assert doctor.check_gpu() == Check("GPU", True, "Some GPU, 60.0 of 80.0 GiB free", needed=False)
+    found = "Some GPU, 60.0 of 80.0 GiB free: as large as --memory 24gb"
+    assert doctor.check_gpu() == Check("GPU", True, found, needed=False)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 * doctor.GIB, 80 * doctor.GIB))
+    assert doctor.check_gpu().found.endswith("free: less than --memory 8gb is made for")
     assert doctor.check_cuda_backend().ok
 
 
@@ -146,7 +150,8 @@ def test_ffmpeg_that_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_memory_gib", lambda: 1.0)
-    assert not doctor.check_memory().ok
-    monkeypatch.setattr(doctor, "_memory_gib", lambda: None)
+    monkeypatch.setattr(available, "main_memory", lambda: doctor.GIB)
+    check = doctor.check_memory()
+    assert not check.ok and check.found == "1.0 GiB available"
+    monkeypatch.setattr(available, "main_memory", lambda: None)
     assert doctor.check_memory().ok

@@ -12,7 +12,9 @@ import trimesh
 from PIL import Image
 
 from benchmarks import gallery
+from nerf_bridge import pipeline
 from nerf_bridge.batch.jobs import read_jobs
+from nerf_bridge.batch.pool import Engine
 from nerf_bridge.config import build_config
 from nerf_bridge.errors import RunError, UserError
 from nerf_bridge.evaluate.colours import asked_colours
@@ -83,7 +85,7 @@ def made(tmp_path):
         finish(RunDirectory(job.out), glb((GREEN, 0.0)))
 
     with pytest.raises(RunError, match="a ghost"):
-        gallery.make_gallery(jobs, tmp_path / "runs", found, docs, run_job)
+        gallery.make_gallery(jobs, tmp_path / "runs", found, docs, Engine(run_job))
     return found, docs
 
 
@@ -139,7 +141,7 @@ def test_the_command_runs_the_pipeline(tmp_path, monkeypatch, capsys):
         asked.append(config)
         finish(RunDirectory(out), glb((BLUE, 0.0)))
 
-    monkeypatch.setattr(gallery, "generate", fake)
+    monkeypatch.setattr(pipeline, "generate", fake)
     places = ["--out", tmp_path / "runs", "--results", tmp_path / "results", "--docs", tmp_path / "docs"]
     chosen = ["--prompts", tmp_path / "prompts.txt", "--config", tmp_path / "settings.yaml", "--device", "cpu"]
     assert gallery.main([str(word) for word in [*places, *chosen, "--seed", "3"]]) == 0

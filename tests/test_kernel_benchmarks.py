@@ -6,11 +6,13 @@ import json
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import bench_inputs, kernel_cases, kernels, report, resources, timing, torch_twins
+from benchmarks import bench_inputs, kernel_cases, kernels, nerfacc_versions, report, resources, timing, torch_twins
+from nerf_bridge.ops.composite import composite_torch
 from nerf_bridge.ops.hash_encoding import hash_encode_torch
 from nerf_bridge.scene.field import HashGridField
 from nerf_bridge.scene.rays import camera_rays
@@ -120,6 +122,65 @@ def test_a_version_that_cannot_run_is_left_out_and_ours_is_kept():
     assert left_out == ["a, peer: out of memory", "a, huge: would not fit into memory (1073741824 GiB)"]
 
 
+def test_some_versions_may_be_chosen_and_ours_is_always_there():
+    names = ("ours", "ours, float32", "torch eager", "torch.compile", "nerfacc")
+    case = kernel_cases.Case("a", CPU, [kernel_cases.Version(name, list) for name in names], {}, {})
+    assert kernels.chosen(case, None) is case
+    for wanted, expected in (
+        (["nerfacc"], ["ours", "nerfacc"]),
+        (["torch", "x"], ["ours", "torch eager", "torch.compile"]),
+    ):
+        assert [version.name for version in kernels.chosen(case, wanted).versions] == expected
+
+
+def test_nerfacc_is_timed_on_the_same_rays_and_samples(monkeypatch):
+    """With a stand-in of its documented interface: the same samples and pictures as ours come out."""
+    rays = camera_rays(bench_inputs.random_cameras(1, CPU), 4, 4)
+    samples = bench_inputs.shell_samples(rays, "torch")
+    edges = torch.stack([samples.t_starts, samples.t_ends], 1).flatten()
+    is_left = torch.arange(len(edges)) % 2 == 0
+
+    def traverse_grids(rays_o, rays_d, binaries, aabbs, near_planes, far_planes, step_size):
+        assert torch.equal(rays_o, rays.origins) and torch.equal(rays_d, rays.directions)
+        assert binaries.shape == (1, 128, 128, 128) and aabbs.shape == (1, 6) and step_size == bench_inputs.STEP
+        assert float(near_planes.max()) == 0 and float(far_planes.min()) > 10
+        intervals = SimpleNamespace(vals=edges, is_left=is_left, is_right=~is_left)
+        return intervals, SimpleNamespace(ray_indices=samples.ray_indices), None
+
+    def render_weight_from_density(t_starts, t_ends, sigmas, packed_info):
+        given = (sigmas[:, None], t_starts, t_ends, packed_info)
+        return composite_torch(sigmas, *given)[3], None, None
+
+    def accumulate_along_rays(weights, values, ray_indices, n_rays):
+        values = torch.ones_like(weights)[:, None] if values is None else values
+        return torch.zeros(n_rays, values.shape[1]).index_add(0, ray_indices, weights[:, None] * values)
+
+    stand_in = SimpleNamespace(
+        traverse_grids=traverse_grids,
+        render_weight_from_density=render_weight_from_density,
+        accumulate_along_rays=accumulate_along_rays,
+    )
+    monkeypatch.setattr(nerfacc_versions.peers, "require", lambda name: stand_in)
+    starts, ends, ray_indices = nerfacc_versions.March(rays, bench_inputs.shell_occupancy(CPU))()
+    assert torch.equal(starts, samples.t_starts) and torch.equal(ends, samples.t_ends)
+    assert torch.equal(ray_indices, samples.ray_indices)
+    sigmas, colors = torch.rand(samples.n) * 50, torch.rand(samples.n, 3)
+    got = nerfacc_versions.Composite(samples, sigmas, colors)()
+    packed = (samples.t_starts, samples.t_ends, samples.packed_info)
+    color, opacity, depth, _ = composite_torch(sigmas, colors, *packed)
+    for one, other in zip(got, (color, opacity[:, None], depth[:, None]), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_points_in_the_order_of_rays_come_with_their_rays():
+    setting = kernel_cases.Setting(CPU, "torch", 16, True, timing.Ceilings(1.0, 1.0, (1.0, 1.0)))
+    points, packed_info = kernel_cases.grid_points(1000, "rays", setting)
+    start, count = packed_info.unbind(1)
+    assert points.shape == (1000, 3) and int(count.sum()) == 1000
+    assert torch.equal(start, count.cumsum(0) - count)
+    assert kernel_cases.grid_points(10, "random", setting)[1] is None
+
+
 def test_without_a_gpu_the_command_says_what_to_do(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert kernels.main([]) == 2
@@ -176,6 +237,7 @@ def test_occupancy_is_that_of_the_programming_guide(registers, shared, share):
 
 
 @pytest.mark.nvcc
+@pytest.mark.compiler  # which nvcc calls
 def test_the_resources_of_a_real_kernel(tmp_path: Path):
     (source,) = [path for path in resources.build.source_files("cuda") if path.name == "march_cuda.cu"]
     text = resources.compile_report(source, resources.build.find_compiler("cuda"))

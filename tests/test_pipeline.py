@@ -34,7 +34,7 @@ from nerf_bridge.run.checkpoint import load_checkpoint, save_checkpoint
 from nerf_bridge.run.directory import RunDirectory, read_record
 from nerf_bridge.run.events import read_events
 
-STAGES = ("prior", "optimise", "mesh", "report")
+STAGES = ("start", "prior", "optimise", "mesh", "report")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -29,6 +29,7 @@ from tiny_run import (
 import nerf_bridge
 from nerf_bridge import cli, pipeline
 from nerf_bridge.errors import RunError, UserError
+from nerf_bridge.memory.ladder import RUNGS
 from nerf_bridge.run import events
 from nerf_bridge.run import files as run_files
 from nerf_bridge.run.checkpoint import load_checkpoint
@@ -75,7 +76,7 @@ class Answers(CountingOracle):
 
 def command(capfd, monkeypatch, path, prior, **changes):
     """`nerf-bridge generate` with `prior`: its status and the error lines."""
-    monkeypatch.setattr(pipeline, "load_prior", lambda name, device, settings: prior)
+    monkeypatch.setattr(pipeline, "load_prior", lambda *_: prior)
     status = cli.main(["generate", PROMPT, "--out", str(path), *options(**changes)])
     logging.getLogger("nerf_bridge").handlers.clear()  # they would write to the stream that is captured here
     err = capfd.readouterr().err
@@ -247,12 +248,27 @@ def cpu_allocation_error():
 
 
 @pytest.mark.parametrize("kind", ["gpu", "python", "cpu"])
-def test_memory_that_runs_out(tmp_path, finished, kind):
+def test_memory_that_runs_out_below_the_last_rung(tmp_path, kind):
     error = {"gpu": torch.OutOfMemoryError("CUDA out of memory"), "python": MemoryError()}.get(kind)
-    message = failure(tmp_path, Answers({5: error or cpu_allocation_error()}))
-    assert "out of memory" in message and "camera.views" in message and "render.size" in message
+    error = error or cpu_allocation_error()
+    message = failure(tmp_path, Answers(dict.fromkeys(range(5, 5 + len(RUNGS)), error)))
+    assert "out of memory below the last rung" in message and "model.image_size" in message
+    assert all(rung.does in message for rung in RUNGS[1:])
     assert "out of memory" in recorded_failure(tmp_path)
-    assert load_checkpoint(tmp_path / "checkpoint")[1]["step"] == 4
+    state = load_checkpoint(tmp_path / "checkpoint")[1]
+    assert (state["step"], state["rung"]) == (4, len(RUNGS) - 1)
+    pipeline.generate(tiny_config(), tmp_path, CountingOracle())
+    assert read_record(RunDirectory(tmp_path))["state"] == "done"
+
+
+def test_memory_that_runs_out_while_the_mesh_is_made(tmp_path, monkeypatch, finished):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "export_mesh", full)
+        message = failure(tmp_path, CountingOracle())
+    assert "out of memory; close other programs, or use a smaller prior, mesh.resolution or mesh.texture" in message
     goes_on(tmp_path, finished)
 
 
@@ -329,7 +345,7 @@ RUN_WITH_THE_ORACLE = """
 import sys
 from nerf_bridge import cli, pipeline
 from tiny_run import CountingOracle
-pipeline.load_prior = lambda name, device, settings: CountingOracle()
+pipeline.load_prior = lambda *_: CountingOracle()
 sys.exit(cli.main(sys.argv[1:]))
 """
 

@@ -68,7 +68,7 @@ def test_a_run_that_dies_in_the_refinement_does_it_again_the_same_way(refined, t
 
 def test_an_export_refines_with_the_prior_of_the_run(plain, refined, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(pipeline, "load_prior", lambda name, device, settings: asked.append(name) or CountingOracle())
+    monkeypatch.setattr(pipeline, "load_prior", lambda name, *_: asked.append(name) or CountingOracle())
     out, _ = pipeline.export(plain.path, {"refine_steps": REFINE_STEPS}, tmp_path / "a.glb")
     assert asked == ["embedded"]
     assert np.array_equal(asset(out)[1], asset(refined.asset)[1])

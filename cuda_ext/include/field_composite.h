@@ -9,7 +9,29 @@
 #include "composite.h"
 
 constexpr int RAW = 4, CHANNELS = 5, PIXEL = 6;  // a pixel: color [3], opacity, depth, thickness
-constexpr double EARLY_STOP = 1e-4, MIN_OPACITY = 1e-3;
+constexpr double EARLY_STOP = 1e-4, MIN_OPACITY = 1e-3, MAX_EXPONENT = 15.0;
+
+template <class T>
+struct Pixels {  // where the pixels of all rays lie; T may be const
+  T *color, *opacity, *depth, *thickness;  // [n_rays, 3], [n_rays], [n_rays], [n_rays]
+};
+
+template <class T>
+NB_HD void store_pixel(const Pixels<T>& to, int64_t ray, const T* pixel) {
+  for (int k = 0; k < 3; ++k) to.color[3 * ray + k] = pixel[k];
+  to.opacity[ray] = pixel[3];
+  to.depth[ray] = pixel[4];
+  to.thickness[ray] = pixel[5];
+}
+
+// The gradient over a pixel [6]; parts that are null are zero.
+template <class T>
+NB_HD void load_pixel_gradient(const Pixels<const T>& from, int64_t ray, T* grad_pixel) {
+  for (int k = 0; k < 3; ++k) grad_pixel[k] = from.color ? from.color[3 * ray + k] : T(0);
+  grad_pixel[3] = from.opacity ? from.opacity[ray] : T(0);
+  grad_pixel[4] = from.depth ? from.depth[ray] : T(0);
+  grad_pixel[5] = from.thickness ? from.thickness[ray] : T(0);
+}
 
 template <class T>
 struct Density {  // the activation of the density, and the blob that a field starts from
@@ -20,12 +42,15 @@ struct Density {  // the activation of the density, and the blob that a field st
     return raw + scale * (T(1) - sqrt(x[0] * x[0] + x[1] * x[1] + x[2] * x[2]) / radius);
   }
   NB_HD T value(T s) const {
-    if (is_exp) return exp(s < T(15) ? s : (s == s ? T(15) : s));
+    if (is_exp) return exp(s < T(MAX_EXPONENT) ? s : (s == s ? T(MAX_EXPONENT) : s));
     return s > T(20) ? s : log1p(exp(s));
   }
   // Above the cut the gradient goes on as at the cut, so that it never vanishes.
   NB_HD T slope(T s) const {
-    if (is_exp) return exp(s < T(15) ? (s > T(-15) ? s : T(-15)) : (s == s ? T(15) : s));
+    if (is_exp) {
+      if (s < T(MAX_EXPONENT)) return exp(s > T(-MAX_EXPONENT) ? s : T(-MAX_EXPONENT));
+      return exp(s == s ? T(MAX_EXPONENT) : s);
+    }
     return T(1) / (T(1) + exp(-s));
   }
 };

@@ -148,6 +148,16 @@ NB_HD int64_t mark_samples(const Walk<T>& ray, uint32_t* mask, int64_t n_words) 
   return count;
 }
 
+struct Place {  // of a ray's samples among the packed ones
+  int64_t start, stop;
+};
+
+// From the sum of the counts up to this ray's and its own count; what finds no room under `capacity` is cut off.
+NB_HD Place place_of(int64_t end, int64_t count, int64_t capacity) {
+  const int64_t start = end - count;
+  return {start < capacity ? start : capacity, end < capacity ? end : capacity};
+}
+
 // Writes sample i of a ray, the one at place `at` of the packed samples.
 template <class T>
 NB_HD void write_sample(const Steps<T>& steps, const T* o, const T* d, T i, int64_t at, T* t_starts, T* t_ends, T* points) {

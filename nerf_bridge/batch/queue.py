@@ -1,17 +1,22 @@
-"""Jobs run one after another; finished ones are skipped, broken ones resumed, and a failure does not stop the rest."""
+"""Jobs run one or several at a time; finished ones are skipped, broken ones resumed, and a failure stops no others."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from tqdm import tqdm
+
 from nerf_bridge.batch.jobs import Job
+from nerf_bridge.batch.pool import Engine
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.run.directory import RunDirectory, read_record, run_status
 from nerf_bridge.run.events import read_events
@@ -44,13 +49,13 @@ class JobState:
     seconds: float | None = None
 
 
-def run_batch(jobs: Sequence[Job], out: Path, run_job: Callable[[Job], object]) -> list[JobState]:
+def run_batch(jobs: Sequence[Job], out: Path, engine: Engine) -> list[JobState]:
     """Run the jobs in order and keep `batch.json` in `out` up to date.
 
     Args:
         jobs: what to run.
         out: the batch's folder; made when absent.
-        run_job: does one job, resuming what lies in its directory; raises when that fails.
+        engine: makes the runs, as many at a time as it has workers.
 
     Returns:
         Where each job stands at the end: `done` or `failed`.
@@ -67,18 +72,53 @@ def run_batch(jobs: Sequence[Job], out: Path, run_job: Callable[[Job], object]) 
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror or error}; choose another --out") from None
     with lock:
-        for i, job in enumerate(jobs):
-            logger.info("job %d of %d: %s", i + 1, len(jobs), job.prompt)
-            states[i] = replace(states[i], state="running")
-            _keep(out, states)
-            states[i] = _run(job, states[i], run_job)
-            _keep(out, states)
-            if states[i].state == "interrupted":
-                raise Interrupted(
-                    f"the batch was stopped at job {i + 1} of {len(jobs)}; the same command goes on from there"
-                )
+        (_one_after_another if engine.workers == 1 else _side_by_side)(jobs, states, out, engine)
     logger.info("%s", summary_table(states))
     return states
+
+
+def _one_after_another(jobs: Sequence[Job], states: list[JobState], out: Path, engine: Engine) -> None:
+    for i, job in enumerate(jobs):
+        logger.info("job %d of %d: %s", i + 1, len(jobs), job.prompt)
+        states[i] = replace(states[i], state="running")
+        _keep(out, states)
+        states[i] = _run(job, states[i], engine.run_job)
+        _keep(out, states)
+        if states[i].state == "interrupted":
+            raise Interrupted(
+                f"the batch was stopped at job {i + 1} of {len(jobs)}; the same command goes on from there"
+            )
+
+
+def _side_by_side(jobs: Sequence[Job], states: list[JobState], out: Path, engine: Engine) -> None:
+    """The same with a thread for each of the engine's workers, and one progress bar over all jobs."""
+    keeping = threading.Lock()
+
+    def put(i: int, state: JobState) -> None:
+        with keeping:
+            states[i] = state
+            _keep(out, states)
+
+    def work(i: int) -> None:
+        put(i, replace(states[i], state="running"))
+        put(i, _run(jobs[i], states[i], engine.run_job))
+
+    with (
+        tqdm(total=len(jobs), desc=f"runs, {engine.workers} at a time", unit="run") as bar,
+        ThreadPoolExecutor(engine.workers) as threads,
+    ):
+        begun = [threads.submit(work, i) for i in range(len(jobs))]
+        try:
+            for ended in as_completed(begun):
+                ended.result()
+                bar.update()
+        except BaseException as error:  # what has not begun does not begin, what has saves its checkpoint
+            for future in begun:
+                future.cancel()
+            engine.interrupt()
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted("the batch was stopped; the same command goes on from there") from None
+            raise
 
 
 def read_batch(out: Path) -> list[JobState]:

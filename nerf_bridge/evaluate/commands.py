@@ -12,6 +12,7 @@ import torch
 
 from nerf_bridge import pipeline
 from nerf_bridge.batch.jobs import read_jobs
+from nerf_bridge.batch.pool import open_engine
 from nerf_bridge.batch.queue import raise_for_failures, run_batch
 from nerf_bridge.device import resolve_device
 from nerf_bridge.errors import RunError, UserError
@@ -86,8 +87,9 @@ def evaluate_prior(tools: Tools, weights: Path | None, n_nouns: int, n_images: i
     return _report(tools, "evaluate-prior", [*rows, *more], sheet, about)
 
 
-def evaluate_assets(tools: Tools, place: Path, settings: Mapping[str, Any]) -> Report:
-    """The finished runs in the folder `place`, or those of the prompts in the file `place`, which are made first.
+def evaluate_assets(tools: Tools, place: Path, settings: Mapping[str, Any], workers: int) -> Report:
+    """The finished runs in the folder `place`, or those of the prompts in the file `place`, which are made first,
+    `workers` at a time.
 
     Raises:
         UserError: there is nothing to measure, or a prompt has no true shape.
@@ -97,8 +99,9 @@ def evaluate_assets(tools: Tools, place: Path, settings: Mapping[str, Any]) -> R
     if place.is_file():
         jobs = read_jobs(place, tools.out / "runs", settings)
         requests_of([job.prompt for job in jobs], tools.models)  # a prompt without truth is told before hours of work
-        states = run_batch(jobs, tools.out / "runs", lambda job: pipeline.generate(job.config(), job.out))
         place = tools.out / "runs"
+        with open_engine(workers, place, tools.device.type) as engine:
+            states = run_batch(jobs, place, engine)
     runs = find_runs(place)
     imagenet = load_imagenet_judge(tools.device)
     if imagenet is None:
@@ -116,9 +119,15 @@ def evaluate_assets(tools: Tools, place: Path, settings: Mapping[str, Any]) -> R
 
 
 def evaluate_methods(
-    tools: Tools, prompts: Path, settings: Mapping[str, Any], methods: Sequence[str], seeds: int, most: int
+    tools: Tools,
+    prompts: Path,
+    settings: Mapping[str, Any],
+    methods: Sequence[str],
+    seeds: int,
+    most: int,
+    workers: int,
 ) -> Report:
-    """The same prompts and seeds through `methods`; what is finished is not made again.
+    """The same prompts and seeds through `methods`, `workers` runs at a time; what is finished is not made again.
 
     Raises:
         UserError: a setting or a prompt is wrong, or no prompt ended well.
@@ -127,7 +136,8 @@ def evaluate_methods(
     jobs = method_jobs(prompts, tools.out / "runs", settings, methods, seeds, most)
     first = next(iter(jobs.values()))
     requests_of([job.prompt for job in first], tools.models)
-    n_failed = run_methods(jobs, tools.out / "runs", lambda job: pipeline.generate(job.config(), job.out))
+    with open_engine(workers, tools.out / "runs", tools.device.type) as engine:
+        n_failed = run_methods(jobs, tools.out / "runs", engine)
     found = measure_methods(jobs, tools.models, tools.judge)
     compared = [first[i].prompt for i in finished_prompts(jobs)]
     sheet = tools.out / "methods.png"

@@ -5,7 +5,7 @@ Every run is an ordinary run directory: the comparison may be stopped at any tim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nerf_bridge.batch.jobs import Job, read_jobs
+from nerf_bridge.batch.pool import Engine
 from nerf_bridge.batch.queue import run_batch
 from nerf_bridge.errors import UserError
 from nerf_bridge.evaluate.assets import asset_views, requests_of, views_obey
@@ -76,7 +77,7 @@ def method_jobs(
     return jobs
 
 
-def run_methods(jobs: Mapping[tuple[str, int], Sequence[Job]], out: Path, run_job: Callable[[Job], object]) -> int:
+def run_methods(jobs: Mapping[tuple[str, int], Sequence[Job]], out: Path, engine: Engine) -> int:
     """Do what is not done yet, prompt by prompt through all methods; returns how many runs failed.
 
     Raises:
@@ -84,7 +85,7 @@ def run_methods(jobs: Mapping[tuple[str, int], Sequence[Job]], out: Path, run_jo
     """
     lists = list(jobs.values())
     in_turn = [job for of_prompt in zip(*lists, strict=True) for job in of_prompt]
-    states = run_batch(in_turn, out, run_job)
+    states = run_batch(in_turn, out, engine)
     return sum(state.state == "failed" for state in states)
 
 

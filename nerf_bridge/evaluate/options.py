@@ -10,7 +10,7 @@ from typing import Any
 
 from nerf_bridge.config import build_config
 from nerf_bridge.errors import UserError
-from nerf_bridge.options import layered_settings, suggestion
+from nerf_bridge.options import add_workers, layered_settings, positive, suggestion
 from nerf_bridge.paths import data_path
 from nerf_bridge.settings import merged, nested
 
@@ -48,16 +48,11 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
         ("prompts", 20, "methods: how many of the file's prompts, evenly spaced"),
     ):
         parser.add_argument(
-            f"--{name}", metavar="N", type=_positive, default=default, help=f"{text} (default: {default})"
+            f"--{name}", metavar="N", type=positive, default=default, help=f"{text} (default: {default})"
         )
+    add_workers(parser)
     text = f"methods: which, joined by commas (default: {','.join(METHODS)})"
     parser.add_argument("--methods", metavar="NAMES", default=",".join(METHODS), help=text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def evaluate_request(arguments: argparse.Namespace) -> EvaluateRequest:

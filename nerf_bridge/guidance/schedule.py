@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nerf_bridge.config import GuidanceConfig, RenderConfig
+from nerf_bridge.config import GuidanceConfig, OccupancyConfig, RenderConfig
 
 Stage = Literal[1, 2]
 Weighting = Literal["sigma2", "one"]
@@ -42,10 +42,31 @@ def t_max_at(step: int, steps: int, settings: GuidanceConfig) -> float:
 
 
 def size_at(step: int, steps: int, settings: RenderConfig) -> int:
-    """Pixels along a side of the views at `step`: early_size, if there is one, up to early_until of the steps."""
-    if settings.early_size is None or is_past(step, steps, settings.early_until):
-        return settings.size
-    return settings.early_size
+    """Pixels along a side of the views at `step`: early_size, if there is one, up to early_until of the steps.
+
+    With grow_until the sizes between the two, each twice the last, share the steps from early_until to there evenly.
+    """
+    first, last = settings.early_size, settings.size
+    if first is None or is_past(step, steps, settings.grow_until or settings.early_until):
+        return last
+    if not is_past(step, steps, settings.early_until):
+        return first
+    assert settings.grow_until is not None
+    between = max(math.ceil(math.log2(last / first)) - 1, 1)  # 64 to 512: 128 and 256
+    place = (step / steps - settings.early_until) / (settings.grow_until - settings.early_until)
+    return min(first * 2 ** (1 + int(place * between + 1e-9)), last)
+
+
+def rate_at(step: int, steps: int, final: float) -> float:
+    """Factor on the learning rates at `step`: from 1 at the first step towards `final`, by the same share each step."""
+    return final ** (step / steps)
+
+
+def is_refreshed_at(step: int, steps: int, settings: OccupancyConfig) -> bool:
+    """Whether the occupancy grid is looked at again before `step`: every so many steps, seldomer in the late part."""
+    late = settings.late_every is not None and is_past(step, steps, settings.late_from)
+    every = settings.late_every if late and settings.late_every else settings.every
+    return step % every == 0
 
 
 def step_generator(seed: int, step: int, purpose: str) -> torch.Generator:

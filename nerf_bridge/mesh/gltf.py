@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import trimesh
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.mesh.data import Asset, Material
@@ -89,6 +88,8 @@ def load_textured_mesh(path: Path) -> ColoredMesh:
     Raises:
         UserError: `path` cannot be read or holds no textured mesh.
     """
+    import trimesh  # takes half a second to load, and only reading needs it
+
     try:
         meshes = [part for part in trimesh.load_scene(path).dump() if isinstance(part, trimesh.Trimesh)]
     except Exception as error:  # a broken file breaks its reader in any way

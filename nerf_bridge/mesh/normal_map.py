@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nerf_bridge.mesh.data import Mesh, UnwrappedMesh
@@ -71,6 +70,8 @@ class SurfaceNormals:
     """
 
     def __init__(self, mesh: Mesh) -> None:
+        from scipy.spatial import cKDTree  # only smoothed meshes need it
+
         self._tree = cKDTree(mesh.vertices)
         self._normals = vertex_normals(mesh)
 

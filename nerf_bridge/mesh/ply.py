@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import map_coordinates
 
 from nerf_bridge.mesh.data import Asset
 from nerf_bridge.mesh.notes import note_lines
@@ -50,6 +49,8 @@ def ply_file(name: str, asset: Asset, up: Up) -> dict[str, bytes]:
 
 def sample_texture(texture: np.ndarray, uv: np.ndarray) -> np.ndarray:
     """[n, 3] values of `texture` [h, w, 3] at `uv` [n, 2] (row 0 at v = 1), bilinear between texel centres."""
+    from scipy.ndimage import map_coordinates  # only this format needs it
+
     height, width = texture.shape[:2]
     at = np.stack([(1.0 - uv[:, 1]) * height - 0.5, uv[:, 0] * width - 0.5])
     channels = (texture[..., channel].astype(np.float64) for channel in range(3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,10 +55,12 @@ def encode_material(material: Material, texture_format: TextureFormat) -> list[T
         "jpeg": {"quality": JPEG_NORMAL_QUALITY, "subsampling": 0},
         "webp": {"lossless": True},
     }
-    files = [_encode("base_color", material.base_color, texture_format, color_options[texture_format])]
-    if material.normal is not None:
-        files.append(_encode("normal", material.normal, texture_format, normal_options[texture_format]))
-    return files
+    with ThreadPoolExecutor(1) as beside:
+        color = beside.submit(_encode, "base_color", material.base_color, texture_format, color_options[texture_format])
+        if material.normal is None:
+            return [color.result()]
+        normal = _encode("normal", material.normal, texture_format, normal_options[texture_format])
+        return [color.result(), normal]
 
 
 def side_stem(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,14 +11,21 @@ from torch import Tensor
 
 from nerf_bridge.ops.backend import run_kernel
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
-class SkippingAdam(torch.optim.Adam):
+
+class SkippingAdam:
     """Adam (Kingma & Ba 2015) whose groups may set `skip`: numbers with a gradient of exactly zero stay as they are.
 
     Most entries of a fine hash grid get no gradient at a step, and Adam would move them by their old moments all the
     same. Skipped numbers keep value and moments: the moments are averages over the steps that touched the number, not
     over time, while the bias corrections count all steps (as the sparse updates of Mueller et al. 2022). Without `skip`
-    this is Adam. The state has the names and meanings of torch's.
+    this is Adam. Groups and state have the names and meanings of torch's, but this is no `torch.optim.Optimizer`: to
+    make one imports torch's compiler, which takes seconds.
+
+    Attributes:
+        param_groups: one {"params", "lr", "betas", "eps", "weight_decay", "skip"} a group; "lr" may be changed.
+        state: for each parameter that had a gradient {"step" (no dimensions, CPU), "exp_avg", "exp_avg_sq"}.
     """
 
     def __init__(
@@ -30,13 +37,40 @@ class SkippingAdam(torch.optim.Adam):
         weight_decay: float = 0.0,
     ) -> None:
         """Take `groups` of {"params", "lr", "skip"}; `backend` is "cuda", "cpu" or "torch"; the decay is AdamW's."""
-        super().__init__(groups, betas=betas, eps=eps, weight_decay=weight_decay)
+        same = {"betas": betas, "eps": eps, "weight_decay": weight_decay}
+        self.param_groups = [{"skip": False, **same, **group, "params": list(group["params"])} for group in groups]
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
         self.backend = backend
 
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters, group after group."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state by the parameters' places in the list of all: {"state": {place: {name: tensor}}}; not copied."""
+        return {"state": {i: dict(self.state[p]) for i, p in enumerate(self.parameters) if p in self.state}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state of `state_dict`, its moments to the parameters' devices."""
+        parameters = self.parameters
+        self.state = {
+            parameters[i]: {k: v if k == "step" else v.to(parameters[i]) for k, v in entries.items()}
+            for i, entries in state_dict["state"].items()
+        }
+
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step on all parameters that have a gradient; takes no closure."""
-        assert closure is None, "SkippingAdam: closures are not supported"
+    def step(self) -> None:
+        """One step on all parameters that have a gradient."""
+        for parameter in self.parameters:  # before any update: memory that runs out leaves nothing half-done
+            if parameter.grad is not None and parameter not in self.state:
+                moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
+                self.state[parameter] = {"step": torch.zeros(())} | moments
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -44,13 +78,10 @@ class SkippingAdam(torch.optim.Adam):
 
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[parameter], group["betas"]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         state["step"] += 1
         step, moments = float(state["step"]), (state["exp_avg"], state["exp_avg_sq"])
         rate, root = float(group["lr"]) / (1 - beta1**step), math.sqrt(1 - beta2**step)
-        keep, skip = 1.0 - float(group["lr"]) * float(group["weight_decay"]), bool(group.get("skip", False))
+        keep, skip = 1.0 - float(group["lr"]) * float(group["weight_decay"]), bool(group["skip"])
         numbers = (rate, root, keep, float(beta1), float(beta2), float(group["eps"]))
         tensors = (gradient, parameter, *moments)
         aligned = all(tensor.data_ptr() % 16 == 0 for tensor in tensors)  # the GPU reads four numbers at a time

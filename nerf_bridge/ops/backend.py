@@ -8,12 +8,12 @@ Every kernel is an ``extern "C"`` function that takes raw pointers, int64 sizes 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,13 +63,16 @@ def resolve_backend(requested: str, device: torch.device | str) -> str:
     return requested
 
 
-def library(kind: str) -> ctypes.CDLL:
+def library(kind: str, index: int | None = None) -> ctypes.CDLL:
     """The compiled kernels of `kind` ("cpu" or "cuda"), loaded once a process and built first when need be.
 
+    Args:
+        kind: "cpu" or "cuda".
+        index: of the GPU that they are to run on; None: the current one. Not looked at for "cpu".
     Raises:
         UserError: they cannot be loaded; says why and the remedy.
     """
-    loaded = load(kind, _target(kind))
+    loaded = load(kind, _target(kind, index))
     if loaded.library is None:
         raise UserError(f"the backend {kind!r} cannot be loaded: {loaded.cause}; or use --backend torch (slower)")
     return loaded.library
@@ -96,7 +99,7 @@ def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float |
 
     Args:
         backend: "cpu", "cuda", or a peer, whose part our CUDA kernels then do.
-        name: the C function's name without suffix; "_f32" or "_f64" is added for the dtype of the first float tensor.
+        name: the C function's name without suffix; "_f32" or "_f64" is added for the dtype of the float tensors.
         arguments: tensors become pointers (None: a null pointer), int and bool int64, float double.
     Raises:
         TypeError: a tensor is not contiguous, lies on another device than `backend` works on, or is of a type that the
@@ -104,46 +107,78 @@ def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float |
         RuntimeError: the kernel reported an error.
     """
     backend = peers.kernels_of(backend)
-    tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
-    for tensor in tensors:
-        if tensor.device.type != backend or not tensor.is_contiguous():
-            got = "contiguous" if tensor.is_contiguous() else "strided"
-            raise TypeError(f"{name}: expected contiguous tensors on {backend}, got a {got} one on {tensor.device}")
-    floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
-    dtype = next(tensor.dtype for tensor in tensors if tensor.is_floating_point())
-    allowed = (
-        {torch.float32, torch.float16}
-        if "half" in name
-        else {torch.float64 if torch.float64 in floats else torch.float32}
-    )
-    if not floats <= allowed:
-        raise TypeError(f"{name}: the tensors' types do not fit: {', '.join(sorted(map(str, floats)))}")
-    function = getattr(library(backend), f"{name}_{'f64' if dtype == torch.float64 else 'f32'}")
+    index = next(value.get_device() for value in arguments if isinstance(value, torch.Tensor))  # -1: the CPU
+    values, types = [], set()
+    for value in arguments:
+        if not isinstance(value, torch.Tensor):
+            values.append(value)
+            continue
+        if value.is_cuda != (backend == "cuda") or value.get_device() != index or not value.is_contiguous():
+            raise TypeError(f"{name}: {_misplaced(value, backend, index)}")
+        types.add(value.dtype)
+        values.append(value.data_ptr())
+    function = _function(backend, name, _suffix(name, frozenset(types)), index)
     if function.argtypes is None:  # once a kernel: then calls convert plain numbers, which is quick
         function.argtypes = [*map(_c_type, arguments), ctypes.c_int64 if backend == "cpu" else ctypes.c_void_p]
-    values = [value.data_ptr() if isinstance(value, torch.Tensor) else value for value in arguments]
     if backend == "cpu":
         status = function(*values, torch.get_num_threads())
+    elif index == torch.cuda.current_device():
+        status = function(*values, torch._C._cuda_getCurrentRawStream(index))
     else:
-        here = tensors[0].device
-        with contextlib.nullcontext() if here.index == torch.cuda.current_device() else torch.cuda.device(here):
-            status = function(*values, torch.cuda.current_stream().cuda_stream)
+        with torch.cuda.device(index):
+            status = function(*values, torch._C._cuda_getCurrentRawStream(index))
     if status != 0:
         raise RuntimeError(f"{name} failed on {backend} with status {status}: {_error_text(backend, status)}")
+
+
+@functools.cache
+def _suffix(name: str, types: frozenset[torch.dtype]) -> str:
+    """Which of a kernel's functions takes tensors of these types. Raises TypeError when none does."""
+    floats = {dtype for dtype in types if dtype.is_floating_point}
+    suffix, allowed = "f64" if torch.float64 in floats else "f32", {torch.float64}
+    if suffix == "f32":
+        allowed = {torch.float32, torch.float16} if "half" in name else {torch.float32}
+    if not floats <= allowed:
+        raise TypeError(f"{name}: the tensors' types do not fit: {', '.join(sorted(map(str, floats)))}")
+    return suffix
+
+
+@functools.cache
+def _function(kind: str, name: str, suffix: str, index: int | None) -> Any:
+    """The C function of a kernel, for the GPU `index` where `kind` is "cuda"."""
+    return getattr(library(kind, index), f"{name}_{suffix}")
+
+
+def _misplaced(tensor: torch.Tensor, kind: str, index: int) -> str:
+    """What is wrong with where or how a tensor lies."""
+    got = "contiguous" if tensor.is_contiguous() else "strided"
+    place = f"{kind}:{index}" if kind == "cuda" and tensor.is_cuda else kind
+    return f"expected contiguous tensors on {place}, got a {got} one on {tensor.device}"
 
 
 def check_tensor(
     name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], like: torch.Tensor | None = None
 ) -> None:
     """Raise ValueError unless `tensor` has `shape` (None: any size) and, when given, the dtype and device of `like`."""
-    sizes_fit = (want is None or want == got for want, got in zip(shape, tensor.shape, strict=False))
-    if tensor.dim() != len(shape) or not all(sizes_fit):
+    got = tensor.shape
+    fits = len(got) == len(shape)
+    for want, size in zip(shape, got, strict=False):  # a loop is quicker than any(): this runs before every kernel
+        fits = fits and (want is None or want == size)
+    if not fits:
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name}: expected shape [{wanted}], got {list(tensor.shape)}")
+        raise ValueError(f"{name}: expected shape [{wanted}], got {list(got)}")
     if like is not None and tensor.dtype != like.dtype:
         raise ValueError(f"{name}: expected dtype {like.dtype}, got {tensor.dtype}")
     if like is not None and tensor.device != like.device:
         raise ValueError(f"{name}: expected device {like.device}, got {tensor.device}")
+
+
+def check_packed_info(packed_info: torch.Tensor, device: torch.device) -> None:
+    """Raise ValueError unless `packed_info` is int64 [any, 2] on `device`."""
+    check_tensor("packed_info", packed_info, (None, 2))
+    if packed_info.dtype != torch.int64 or packed_info.device != device:
+        got = f"{packed_info.dtype} on {packed_info.device}"
+        raise ValueError(f"packed_info: expected int64 on {device}, got {got}")
 
 
 def check_float(name: str, tensor: torch.Tensor, backend: str) -> None:
@@ -170,9 +205,9 @@ def _automatic(kind: str) -> str:
     return kind
 
 
-def _target(kind: str) -> str:
+def _target(kind: str, index: int | None = None) -> str:
     if kind == "cuda" and torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
+        major, minor = torch.cuda.get_device_capability(index)
         return f"sm_{major}{minor}"
     return build.default_targets(kind)[0]
 

@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from nerf_bridge.ops import peers
-from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
+from nerf_bridge.ops.backend import check_float, check_packed_info, check_tensor, run_kernel
 
 MAX_CHANNELS = 8
 
@@ -167,9 +167,6 @@ def _check(
     check_tensor("features", features, (n, None), like=sigmas)
     check_tensor("t_starts", t_starts, (n,), like=sigmas)
     check_tensor("t_ends", t_ends, (n,), like=sigmas)
-    check_tensor("packed_info", packed_info, (None, 2))
+    check_packed_info(packed_info, sigmas.device)
     if features.shape[1] > MAX_CHANNELS:
         raise ValueError(f"features: expected at most {MAX_CHANNELS} channels, got {features.shape[1]}")
-    if packed_info.dtype != torch.int64 or packed_info.device != sigmas.device:
-        got = f"{packed_info.dtype} on {packed_info.device}"
-        raise ValueError(f"packed_info: expected int64 on {sigmas.device}, got {got}")

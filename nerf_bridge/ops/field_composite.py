@@ -7,7 +7,7 @@ and one backward, so that no intermediate value is written to memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,16 @@ RAW = 4
 EARLY_STOP = 1e-4  # least light that a ray goes on with
 MIN_OPACITY = 1e-3  # keeps the variance of the depth, and its derivative, finite where nothing is seen
 MAX_EXPONENT = 15.0  # trunc_exp: e^15 = 3.3e6 is opaque at any step size, and its gradient still fits float32
+
+
+class Pixels(NamedTuple):
+    """What rays see: color [n_rays, 3]; opacity; depth, sum of weight * t; thickness, the depth's variance along the
+    ray, sum of weight * (t - mean)^2; each [n_rays]."""
+
+    color: Tensor
+    opacity: Tensor
+    depth: Tensor
+    thickness: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class DensityActivation:
 
 def field_composite(
     raw: Tensor, samples: Samples, middles: Tensor, behind: Tensor, activation: DensityActivation, backend: str
-) -> Tensor:
+) -> Pixels:
     """Composite the field's raw outputs along their rays, in front of a background.
 
     Differentiable once, in `raw` and `behind`. A ray stops where less than EARLY_STOP of the light is left; samples
@@ -53,8 +63,7 @@ def field_composite(
         activation: of the density.
         backend: "cuda", "cpu" or "torch".
     Returns:
-        [n_rays, 6]: color [3]; opacity; depth, sum of weight * t; thickness, the depth's variance along the ray, sum of
-        weight * (t - mean)^2.
+        The pixels.
     Raises:
         ValueError: a shape, dtype or device does not fit.
     """
@@ -73,8 +82,8 @@ def field_composite(
     if torch.compiler.is_compiling():
         from nerf_bridge.ops.library import KERNELS  # which imports this module
 
-        return KERNELS.field_composite(raw, behind, *packed, *settings)[0]
-    return _FieldComposite.apply(raw, behind, *packed, *settings)
+        return Pixels(*KERNELS.field_composite(raw, behind, *packed, *settings)[:4])
+    return Pixels(*_FieldComposite.apply(raw, behind, *packed, *settings))
 
 
 def field_composite_torch(
@@ -84,7 +93,7 @@ def field_composite_torch(
     behind: Tensor,
     activation: DensityActivation,
     backend: str = "torch",
-) -> Tensor:
+) -> Pixels:
     """The reference of `field_composite` in plain torch operations."""
     u = (samples.t_mids - middles[samples.ray_indices])[:, None]
     features = torch.cat([torch.sigmoid(raw[:, 1:]), u, u * u], dim=1)
@@ -110,28 +119,31 @@ def transmittance_before(sigmas: Tensor, samples: Samples) -> Tensor:
     return torch.ones_like(sigmas).index_put((place,), torch.exp(-before)[inside])
 
 
-def pixels_of(sums: Tensor, opacity: Tensor, middles: Tensor, behind: Tensor) -> Tensor:
+def pixels_of(sums: Tensor, opacity: Tensor, middles: Tensor, behind: Tensor) -> Pixels:
     """What `field_composite` returns, from sums [n_rays, c]: first the colour, last u and u^2."""
     first, second = sums[:, -2], sums[:, -1]
     color = sums[:, :3] + (1.0 - opacity)[:, None] * behind
     depth = first + middles * opacity
     thickness = second - first * first / opacity.clamp(min=MIN_OPACITY)
-    return torch.cat([color, torch.stack([opacity, depth, thickness], dim=1)], dim=1)
+    return Pixels(color, opacity, depth, thickness)
 
 
 class _FieldComposite(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
         made = field_composite_fwd(*inputs)
-        ctx.save_for_backward(*inputs[:7], *made)
+        ctx.save_for_backward(*inputs[:7], made[1], *made[4:])
+        ctx.set_materialize_grads(False)
         ctx.settings = inputs[7:]
-        return made[0]
+        return made[:4]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = (*ctx.saved_tensors, grads[0], *ctx.settings)
-        return (*field_composite_bwd(*arguments), *[None] * 9)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        grad_raw = gradient_raw(*saved, *grads, *ctx.settings)
+        grad_behind = gradient_behind(saved[7], grads[0]) if ctx.needs_input_grad[1] else None
+        return (grad_raw, grad_behind, *[None] * 9)
 
 
 def field_composite_fwd(
@@ -146,18 +158,17 @@ def field_composite_fwd(
     blob_radius: float,
     is_exp: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The pixels [n_rays, 6], and for the backward pass first moments, samples seen [n_rays] and weights [n]."""
+) -> tuple[Tensor, ...]:
+    """The four parts of the pixels, and for the backward pass first moments, samples seen [n_rays] and weights [n]."""
     packed = [of.contiguous() for of in (raw, points, t_starts, t_ends, packed_info, middles, behind)]
     n_rays, n = behind.shape[0], raw.shape[0]
-    pixels, first_moments = raw.new_empty(n_rays, 6), raw.new_empty(n_rays)
-    seen, weights = packed[4].new_empty(n_rays), raw.new_zeros(n)
-    made = (pixels, first_moments, seen, weights)
+    of_rays = [raw.new_empty(shape) for shape in ((n_rays, 3), n_rays, n_rays, n_rays, n_rays)]
+    made = (*of_rays, packed_info.new_empty(n_rays), raw.new_zeros(n))
     run_kernel(backend, "field_composite_fwd", *packed, *made, n_rays, n, blob_scale, blob_radius, is_exp)
     return made
 
 
-def field_composite_bwd(
+def gradient_raw(
     raw: Tensor,
     behind: Tensor,
     points: Tensor,
@@ -165,22 +176,32 @@ def field_composite_bwd(
     t_ends: Tensor,
     packed_info: Tensor,
     middles: Tensor,
-    pixels: Tensor,
+    opacity: Tensor,
     first_moments: Tensor,
     seen: Tensor,
     weights: Tensor,
-    grad_pixels: Tensor,
+    grad_color: Tensor | None,
+    grad_opacity: Tensor | None,
+    grad_depth: Tensor | None,
+    grad_thickness: Tensor | None,
     blob_scale: float,
     blob_radius: float,
     is_exp: bool,
     backend: str,
-) -> tuple[Tensor, Tensor]:
-    """Gradients over `raw` and `behind`."""
+) -> Tensor:
+    """The gradient over `raw` from those over the pixels; one that is None is zero."""
     packed = [of.contiguous() for of in (raw, points, t_starts, t_ends, packed_info, middles, behind)]
-    made, over, grad_raw = (pixels, first_moments, seen, weights), grad_pixels.contiguous(), torch.zeros_like(packed[0])
+    given = (grad_color, grad_opacity, grad_depth, grad_thickness)
+    over = [None if grad is None else grad.contiguous() for grad in given]
+    made, grad_raw = (opacity, first_moments, seen, weights), torch.zeros_like(packed[0])
     sizes = (behind.shape[0], raw.shape[0])
-    run_kernel(backend, "field_composite_bwd", *packed, *made, over, grad_raw, *sizes, blob_scale, blob_radius, is_exp)
-    return grad_raw, (1.0 - pixels[:, 3:4]) * over[:, :3]
+    run_kernel(backend, "field_composite_bwd", *packed, *made, *over, grad_raw, *sizes, blob_scale, blob_radius, is_exp)
+    return grad_raw
+
+
+def gradient_behind(opacity: Tensor, grad_color: Tensor | None) -> Tensor | None:
+    """The gradient [n_rays, 3] over the background, of which a pixel shows what the opacity leaves."""
+    return None if grad_color is None else (1.0 - opacity)[:, None] * grad_color
 
 
 def trunc_exp(x: Tensor) -> Tensor:

@@ -62,21 +62,21 @@ class HashGridSpec:
             if not low <= value <= high:
                 raise UserError(f"hash grid: {name}: expected {low} to {high}, got {value}")
 
-    @property
+    @functools.cached_property
     def resolutions(self) -> tuple[int, ...]:
         """Cells a side at each level: floor(base * growth^l), the last one `finest_resolution`."""
         base, growth = self.base_resolution, math.log(self.finest_resolution / self.base_resolution)
         steps = max(self.n_levels - 1, 1)
         return tuple(math.floor(base * math.exp(growth * level / steps) + 1e-6) for level in range(self.n_levels))
 
-    @property
+    @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """Entries of each level: its (N + 1)^3 vertices when they fit, else the whole table size; rounded up to a
         multiple of ROW_ALIGNMENT, so that neighbours along x lie in one piece of memory at every level."""
         fitting = (min((n + 1) ** 3, 1 << self.log2_table_size) for n in self.resolutions)
         return tuple(-(-size // ROW_ALIGNMENT) * ROW_ALIGNMENT for size in fitting)
 
-    @property
+    @functools.cached_property
     def offsets(self) -> tuple[int, ...]:
         """First entry of each level, and after the last the number of all entries; n_levels + 1 numbers."""
         return tuple(itertools.accumulate(self.sizes, initial=0))

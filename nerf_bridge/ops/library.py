@@ -100,34 +100,35 @@ register(
 
 def _field_composite_fake(raw: Tensor, behind: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     n_rays = behind.shape[0]
-    of_rays = raw.new_empty(n_rays, 6), raw.new_empty(n_rays), raw.new_empty(n_rays, dtype=torch.int64)
-    return *of_rays, raw.new_empty(raw.shape[0])
+    of_rays = [raw.new_empty(shape) for shape in ((n_rays, 3), n_rays, n_rays, n_rays, n_rays)]
+    return *of_rays, raw.new_empty(n_rays, dtype=torch.int64), raw.new_empty(raw.shape[0])
 
 
 def _field_composite_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, ctx.settings = inputs[:7], inputs[7:]
-    ctx.save_for_backward(*tensors, *output)
+    ctx.save_for_backward(*tensors, output[1], *output[4:])
+    ctx.set_materialize_grads(False)
 
 
-def _field_composite_backward(ctx: Any, grad_pixels: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
-    grad_raw, grad_behind = KERNELS.field_composite_bwd(*ctx.saved_tensors, grad_pixels, *ctx.settings)
-    return (grad_raw, grad_behind, *[None] * 9)
+def _field_composite_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    grad_raw = KERNELS.field_composite_bwd(*ctx.saved_tensors, *grads[:4], *ctx.settings)
+    return (grad_raw, field_composite.gradient_behind(ctx.saved_tensors[7], grads[0]), *[None] * 9)
 
 
 _PACKED = "Tensor raw, Tensor behind, Tensor points, Tensor t_starts, Tensor t_ends, Tensor packed_info, Tensor middles"
 _DENSITY = "float blob_scale, float blob_radius, bool is_exp, str backend"
 register(
-    f"field_composite({_PACKED}, {_DENSITY}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"field_composite({_PACKED}, {_DENSITY}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     field_composite.field_composite_fwd,
     _field_composite_fake,
     _field_composite_save,
     _field_composite_backward,
 )
 register(
-    f"field_composite_bwd({_PACKED}, Tensor pixels, Tensor first_moments, Tensor seen, Tensor weights,"
-    f" Tensor grad_pixels, {_DENSITY}) -> (Tensor, Tensor)",
-    field_composite.field_composite_bwd,
-    lambda raw, behind, *rest: (raw.new_empty(raw.shape), behind.new_empty(behind.shape)),
+    f"field_composite_bwd({_PACKED}, Tensor opacity, Tensor first_moments, Tensor seen, Tensor weights,"
+    f" Tensor? grad_color, Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_thickness, {_DENSITY}) -> Tensor",
+    field_composite.gradient_raw,
+    lambda raw, *rest: raw.new_empty(raw.shape),
 )
 
 
@@ -138,12 +139,17 @@ def _grid_mlp_fake(points: Tensor, table: Tensor, *rest: Any) -> tuple[Tensor, T
 
 
 def _grid_mlp_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    points, _, hidden_weight, hidden_bias, out_weight, _, ctx.shape = inputs
-    ctx.save_for_backward(points, output[1], hidden_weight, hidden_bias, out_weight)
+    points, _, hidden_weight, hidden_bias, out_weight, _, packed_info, *ctx.how = inputs
+    ctx.save_for_backward(points, output[1], hidden_weight, hidden_bias, out_weight, packed_info)
 
 
 def _grid_mlp_backward(ctx: Any, grad_out: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
-    return None, *KERNELS.grid_mlp_bwd(*ctx.saved_tensors, grad_out, ctx.shape), None
+    return None, *KERNELS.grid_mlp_bwd(*ctx.saved_tensors, grad_out, *ctx.how), None, None, None
+
+
+def _grid_mlp_fwd(*inputs: Any) -> tuple[Tensor, Tensor]:
+    arguments = (*inputs[:-1], HashGridSpec(*inputs[-1]))
+    return grid_mlp.grid_mlp_fwd(*arguments)
 
 
 def _grid_mlp_bwd(*inputs: Any) -> tuple[Tensor, ...]:
@@ -152,7 +158,7 @@ def _grid_mlp_bwd(*inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _grid_mlp_bwd_fake(points: Tensor, features: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    hidden_weight, hidden_bias, out_weight, grad_out, shape = rest
+    hidden_weight, hidden_bias, out_weight, _, grad_out, _, shape = rest
     table = points.new_empty(HashGridSpec(*shape).n_entries, shape[1])
     like = tuple(weight.new_empty(weight.shape) for weight in (hidden_weight, hidden_bias, out_weight))
     return table, *like, points.new_empty(grad_out.shape[1])
@@ -160,15 +166,15 @@ def _grid_mlp_bwd_fake(points: Tensor, features: Tensor, *rest: Any) -> tuple[Te
 
 register(
     "grid_mlp(Tensor points, Tensor table, Tensor hidden_weight, Tensor hidden_bias, Tensor out_weight,"
-    " Tensor out_bias, int[] shape) -> (Tensor, Tensor)",
-    lambda *inputs: grid_mlp.grid_mlp_fwd(*inputs[:-1], HashGridSpec(*inputs[-1])),
+    " Tensor out_bias, Tensor? packed_info, bool centred, int[] shape) -> (Tensor, Tensor)",
+    _grid_mlp_fwd,
     _grid_mlp_fake,
     _grid_mlp_save,
     _grid_mlp_backward,
 )
 register(
     "grid_mlp_bwd(Tensor points, Tensor features, Tensor hidden_weight, Tensor hidden_bias, Tensor out_weight,"
-    " Tensor grad_out, int[] shape) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? packed_info, Tensor grad_out, bool centred, int[] shape) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _grid_mlp_bwd,
     _grid_mlp_bwd_fake,
 )

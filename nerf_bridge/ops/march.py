@@ -72,11 +72,13 @@ def march_rays(
 
     Args:
         rays_o: [n_rays, 3] origins in world units. float32, or float64 on the backends cpu and torch.
-        rays_d: [n_rays, 3] unit directions; components may be zero. Samples further from the entry than the box's
-            diagonal are not looked at.
+        rays_d: [n_rays, 3] unit directions; components may be zero. The length is not checked: distances are counted in
+            it, and a shorter one's ray ends, on every backend, once it has made the steps that the box's diagonal can
+            take at unit length (rounded up to whole words of the mask).
         occupied: [R, R, R] bool, indexed x, y, z.
         step_size: length of an interval, positive.
-        jitter: [n_rays] offset of a ray's samples in steps, in [0, 1); None: zero.
+        jitter: [n_rays] offset of a ray's samples in steps, in [0, 1); None: zero. Not checked, since the host would
+            have to wait for the device: an offset below 0 gives samples before the entry, one above 1 leaves a gap.
         backend: "cuda", "cpu", "torch" or "nerfacc".
         capacity: None: just the samples there are; else the tensors have this many rows, of which
             packed_info names those in use (the rest hold ray 0 and zero length), and rays whose samples find no more
@@ -104,18 +106,23 @@ def march_rays(
     run_kernel(backend, "march_pack", origins, occupied.contiguous(), bricks, resolution)
     offset = None if jitter is None else jitter.contiguous()
     counts = torch.empty(n_rays, dtype=torch.int64, device=rays_o.device)
-    n_words = math.ceil((BOX_DIAGONAL / step + 2) / MASK_BITS)
+    n_words = _n_words(step)
     masks = torch.empty(n_rays, n_words, dtype=torch.int32, device=rays_o.device)
     scene = (origins, directions, bricks, offset)
     run_kernel(backend, "march_count", *scene, counts, masks, n_rays, n_words, resolution, step)
-    packed_info, n_kept, overflow = _pack(counts, capacity)
-    n = int(n_kept) if capacity is None else capacity
+    ends = counts.cumsum(0)
+    n_kept = ends[-1] if n_rays else counts.sum()
+    n, overflow = (int(n_kept), None) if capacity is None else (capacity, n_kept > capacity)
     make = torch.empty if capacity is None else torch.zeros
+    packed_info = torch.empty((n_rays, 2), dtype=torch.int64, device=rays_o.device)
     ray_indices = make(n, dtype=torch.int64, device=rays_o.device)
     t_starts, t_ends, points = (make(shape, dtype=rays_o.dtype, device=rays_o.device) for shape in (n, n, (n, 3)))
-    marked = (origins, directions, offset, masks, packed_info)
-    run_kernel(backend, "march_fill", *marked, ray_indices, t_starts, t_ends, points, n_rays, n_words, step)
-    return Samples(packed_info, ray_indices, t_starts, t_ends, points, overflow)
+    marked, made = (
+        (origins, directions, offset, masks, ends, counts),
+        (packed_info, ray_indices, t_starts, t_ends, points),
+    )
+    run_kernel(backend, "march_fill", *marked, *made, n_rays, n_words, n, step)
+    return Samples(*made, overflow)
 
 
 @torch.no_grad()
@@ -127,7 +134,7 @@ def march_rays_torch(
     near, far = intersect_box_torch(rays_o, rays_d)
     offset = rays_o.new_zeros(n_rays) if jitter is None else jitter
     longest = float((far - near).max()) if n_rays else 0.0
-    n_steps = max(math.ceil(longest / step_size) + 1, 1)
+    n_steps = min(max(math.ceil(longest / step_size) + 1, 1), _n_words(step_size) * MASK_BITS)
     chunk = max(_TORCH_CANDIDATES // n_steps, 1)
     parts = []
     for first in range(0, n_rays, chunk):
@@ -188,6 +195,11 @@ def _candidates(
     resolution = occupied.shape[0]
     cells = ((points + 1) * 0.5 * resolution).nan_to_num().long().clamp(0, resolution - 1)
     return (mids < far[:, None]) & occupied[cells[..., 0], cells[..., 1], cells[..., 2]], t_edges
+
+
+def _n_words(step_size: float) -> int:
+    """Words of the mask of a ray, with room for all samples of a ray of unit length and the box's diagonal."""
+    return math.ceil((BOX_DIAGONAL / step_size + 2) / MASK_BITS)
 
 
 def _pack(counts: torch.Tensor, capacity: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

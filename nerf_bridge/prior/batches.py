@@ -16,7 +16,7 @@ from nerf_bridge.prior.data.primitives import CATEGORY as PRIMITIVES
 from nerf_bridge.prior.degrade import FLAWS, degrade
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import Condition, camera_features, ray_map
-from nerf_bridge.prior.views import RenderedViews, compose
+from nerf_bridge.prior.views import RenderedViews, camera_numbers, compose
 
 TINT_PROBABILITY = 0.55
 DEGRADED_SHARE = 8  # one image in this many is degraded
@@ -68,12 +68,10 @@ def prepare(
     assert captions.states == ("clean", *FLAWS), "captions and flaws must come in the same order"
     parts = [encoder(captions.texts[i : i + 2048]) for i in range(0, len(captions.texts), 2048)]
     repeats = draw_repeats(models)
-    cameras = views.cameras
-    features = torch.stack([cameras.azimuth_rad, cameras.elevation_rad, cameras.distance, cameras.fovy_rad], -1)
     tint_mean, tint_spread = tint_distribution()
     return TrainingData(
         views=views.to(device),
-        features=features.to(device),
+        features=camera_numbers(views.cameras).to(device),
         text=torch.cat([hidden.half() for hidden, _ in parts]),
         text_mask=torch.cat([mask for _, mask in parts]),
         captions=torch.as_tensor(captions.caption_index, device=device).long(),

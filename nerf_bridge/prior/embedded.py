@@ -10,15 +10,26 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 from torch.nn import functional
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.paths import data_path
 from nerf_bridge.prior.protocol import PriorInfo, PromptEmbeddings, ViewCondition
+from nerf_bridge.prior.replay import Replayed
 from nerf_bridge.prior.text import TEXT_WEIGHTS_SHA256, TextEncoder, text_encoder_folder
-from nerf_bridge.prior.unet import Condition, UNet, UNetConfig, camera_features, channels_last, ray_map, schedule
+from nerf_bridge.prior.unet import (
+    CAMERA_FEATURES,
+    RAY_PLANES,
+    Condition,
+    UNet,
+    UNetConfig,
+    camera_features,
+    channels_last,
+    ray_map,
+    schedule,
+)
 from nerf_bridge.run.files import replacing, write_json
 
 LARGEST_SHARD_BYTES = 15 * 2**20
@@ -42,6 +53,7 @@ class EmbeddedPrior:
         self.network = channels_last(network.to(device, self.dtype)).eval().requires_grad_(False)
         self.text_encoder = text_encoder.to(device)
         self.sha256 = sha256
+        self._replayed = Replayed(self._predict)
 
     def info(self) -> PriorInfo:
         """Name, licence and hashes."""
@@ -71,26 +83,35 @@ class EmbeddedPrior:
     def predict_noise(
         self, noised: Tensor, t: Tensor, embeddings: PromptEmbeddings, condition: ViewCondition | None
     ) -> Tensor:
-        """Noise in `noised` [b, 3, s, s]: eps = alpha * v + sigma * x_t. Float32, whatever the network computes in."""
-        told = self._condition(len(noised), embeddings, condition)
-        v = self.network(noised.to(self.dtype), t, told).float()
+        """Noise in `noised` [b, 3, s, s]: eps = alpha * v + sigma * x_t. Float32, whatever the network computes in.
+
+        On a GPU it is replayed from a CUDA graph, one for each batch size.
+        """
+        views = () if condition is None else _view_tensors(condition)
+        return self._replayed(noised, t, embeddings.tokens, embeddings.mask, *views)
+
+    def _predict(self, noised: Tensor, t: Tensor, tokens: Tensor, mask: Tensor, *views: Tensor) -> Tensor:
+        v = self.network(noised.to(self.dtype), t, self._condition(tokens, mask, views)).float()
         alpha, sigma = schedule(t.float())
         return alpha[:, None, None, None] * v + sigma[:, None, None, None] * noised
 
-    def _condition(self, b: int, embeddings: PromptEmbeddings, condition: ViewCondition | None) -> Condition:
-        rays_size = self.image_size // 2
-        if condition is None:
-            camera = torch.zeros(b, 13, device=self.device)
-            rays = torch.zeros(b, 6, rays_size, rays_size, device=self.device)
+    def _condition(self, tokens: Tensor, mask: Tensor, views: tuple[Tensor, ...]) -> Condition:
+        b, side = len(tokens), self.image_size // 2
+        if views:
+            c2w, azimuth, elevation, distance, fovy, background, known = views
+            camera = camera_features(azimuth, elevation, distance, fovy, background, known)
+            rays = ray_map(c2w, fovy, side) * known[:, None, None, None]
         else:
-            views = condition.cameras
-            known = condition.camera_known
-            known = torch.ones(b, dtype=torch.bool, device=self.device) if known is None else known
-            camera = camera_features(
-                views.azimuth_rad, views.elevation_rad, views.distance, views.fovy_rad, condition.background, known
-            )
-            rays = ray_map(views.c2w, views.fovy_rad, rays_size) * known[:, None, None, None]
-        return Condition(embeddings.tokens.to(self.dtype), embeddings.mask, camera.to(self.dtype), rays.to(self.dtype))
+            camera = torch.zeros(b, CAMERA_FEATURES, device=self.device)
+            rays = torch.zeros(b, RAY_PLANES, side, side, device=self.device)
+        return Condition(tokens.to(self.dtype), mask, camera.to(self.dtype), rays.to(self.dtype))
+
+
+def _view_tensors(condition: ViewCondition) -> tuple[Tensor, ...]:
+    views, known = condition.cameras, condition.camera_known
+    known = torch.ones(len(views), dtype=torch.bool, device=views.c2w.device) if known is None else known
+    angles = (views.azimuth_rad, views.elevation_rad, views.distance, views.fovy_rad)
+    return (views.c2w, *angles, condition.background, known)
 
 
 def fastest_dtype(device: torch.device) -> torch.dtype:
@@ -120,11 +141,12 @@ def load_weights(folder: Path) -> tuple[UNet, dict[str, str]]:
         sizes = index["network"] | {"channels": tuple(index["network"]["channels"])}
         weights: dict[str, Tensor] = {}
         for name, digest in index["sha256"].items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            data = (folder / name).read_bytes()
+            if hashlib.sha256(data).hexdigest() != digest:
                 raise UserError(f"the prior's weight file {folder / name} is damaged: reinstall the package")
-            weights |= load_file(folder / name)
+            weights |= load(data)
         network = UNet(UNetConfig(**sizes))
-        network.load_state_dict({name: value.float() for name, value in weights.items()})
+        network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot load the prior's weights from {folder}: {reason}; reinstall the package") from None

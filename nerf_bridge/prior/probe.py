@@ -23,9 +23,9 @@ from nerf_bridge.errors import UserError
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.pack import load_library
 from nerf_bridge.prior.embedded import load_embedded
-from nerf_bridge.prior.render_views import render_views
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import Condition, UNet, camera_features, ray_map, schedule
+from nerf_bridge.prior.views import render_model
 from nerf_bridge.scene.cameras import Cameras, orbit_cameras
 
 LARGEST_OVERLAP = 0.8  # IoU of true silhouettes below which an object counts as asymmetric
@@ -147,16 +147,7 @@ def _asymmetric_view(model: LibraryModel, azimuth: float, elevation: float) -> T
     """The view [3, s, s] in -1..1 on grey, or None where the object's outline is much the same from other sides."""
     angles = torch.tensor([azimuth, azimuth + math.pi / 2, azimuth + math.pi])
     cameras = probe_cameras(angles, torch.full_like(angles, elevation))
-    layers = torch.from_numpy(
-        render_views(
-            model.vertices,
-            model.faces,
-            model.face_colors,
-            model.face_tintable,
-            cameras.c2w.numpy(),
-            cameras.fovy_rad.numpy(),
-        )
-    )
+    layers = render_model(model, cameras, 64, 1)
     solid = layers[:, 7] > 127
     overlap = max(float((solid[0] & other).sum() / (solid[0] | other).sum().clamp(min=1)) for other in solid[1:])
     if overlap >= LARGEST_OVERLAP or solid[0].float().mean() < 0.05:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from nerf_bridge.scene.cameras import Cameras
+
+if TYPE_CHECKING:
+    from nerf_bridge.memory.ladder import Rung
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,21 @@ class PromptEmbeddings:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def select(self, indices: Sequence[int] | Tensor) -> PromptEmbeddings:
-        """The rows `indices` ([m] integers, repetitions allowed), in that order."""
-        rows = torch.as_tensor(indices, dtype=torch.long, device=self.tokens.device)
+    def select(self, rows: Sequence[int] | slice | Tensor) -> PromptEmbeddings:
+        """The rows `rows` ([m] integers, repetitions allowed), in that order; a slice never makes the host wait."""
+        if not isinstance(rows, slice):
+            rows = torch.as_tensor(rows, dtype=torch.long, device=self.tokens.device)
         pooled = None if self.pooled is None else self.pooled[rows]
         return PromptEmbeddings(self.tokens[rows], self.mask[rows], pooled)
 
     def row(self, i: int) -> PromptEmbeddings:
         """Row `i` alone; as `select` would, without making the host wait for the device."""
-        pooled = None if self.pooled is None else self.pooled[i : i + 1]
-        return PromptEmbeddings(self.tokens[i : i + 1], self.mask[i : i + 1], pooled)
+        return self.select(slice(i, i + 1))
+
+    def to(self, device: torch.device) -> PromptEmbeddings:
+        """The same rows on `device`."""
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return PromptEmbeddings(self.tokens.to(device), self.mask.to(device), pooled)
 
     def repeat(self, times: int) -> PromptEmbeddings:
         """The whole list `times` times over: [a, b] repeated twice is [a, b, a, b]."""
@@ -71,6 +79,11 @@ class ViewCondition:
         known = None if self.camera_known is None else self.camera_known.repeat(times)
         return ViewCondition(self.cameras.repeat(times), self.background.repeat(times, 1), known)
 
+    def select(self, rows: Sequence[int] | slice) -> ViewCondition:
+        """The views `rows`, in that order."""
+        known = None if self.camera_known is None else self.camera_known[rows]
+        return ViewCondition(self.cameras[rows], self.background[rows], known)
+
     def hiding(self, hidden: Tensor) -> ViewCondition:
         """The same views without the cameras of the images where `hidden` ([b] bool) is True."""
         known = ~hidden if self.camera_known is None else self.camera_known & ~hidden
@@ -85,6 +98,15 @@ class PriorInfo:
     licence: str
     source: str  # where the weights come from
     sha256: dict[str, str]  # file name to hexadecimal digest
+
+
+@runtime_checkable
+class SparingPrior(Protocol):
+    """A prior that can do with less memory."""
+
+    def place(self, rung: Rung) -> None:
+        """Put the networks where they compute, as sparing as `rung` of the memory ladder says; may be called again."""
+        ...
 
 
 class Prior(Protocol):

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from nerf_bridge.errors import UserError
+from nerf_bridge.prior.bert import Bert, BertSizes
 
 logger = logging.getLogger(__name__)
 
@@ -38,16 +40,14 @@ class TextEncoder(nn.Module):
 
     def __init__(self, folder: Path, length: int):
         super().__init__()
-        from transformers import BertConfig, BertModel  # takes seconds to import, so only when it is used
-
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.length = length
         self.tokenizer.enable_truncation(length)
         self.tokenizer.enable_padding(length=length)
-        self.transformer = BertModel(BertConfig.from_json_file(str(folder / "config.json")), add_pooling_layer=False)
-        weights = {k: v.float() for k, v in load_file(folder / "model.safetensors").items() if "pooler" not in k}
-        weights.pop("embeddings.position_ids", None)
-        self.transformer.load_state_dict(weights)
+        config = json.loads((folder / "config.json").read_text())
+        self.transformer = Bert(BertSizes(**{field.name: config[field.name] for field in fields(BertSizes)}))
+        stored = load_file(folder / "model.safetensors")
+        self.transformer.load_state_dict({k: stored[k].float() for k in self.transformer.state_dict()}, assign=True)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -56,12 +56,12 @@ class TextEncoder(nn.Module):
         encoded = self.tokenizer.encode_batch(list(texts))
         for text in (text for text, item in zip(texts, encoded, strict=True) if item.overflowing):
             logger.warning("the prior reads at most %d tokens; the end of this is left out: %s", self.length, text)
-        device = self.transformer.device
+        device = self.transformer.embeddings.word_embeddings.weight.device
         ids = torch.tensor([item.ids for item in encoded], device=device)
-        attended = torch.tensor([item.attention_mask for item in encoded], device=device)
-        hidden = self.transformer(input_ids=ids, attention_mask=attended).last_hidden_state
+        attended = torch.tensor([item.attention_mask for item in encoded], device=device).bool()
+        hidden = self.transformer(ids, attended)
         spoken = torch.tensor([bool(text.strip()) for text in texts], device=device)
-        return hidden, attended.bool() & spoken[:, None]
+        return hidden, attended & spoken[:, None]
 
 
 def prune_text_encoder(texts: Sequence[str], source: Path, target: Path) -> None:

@@ -2,14 +2,16 @@
 
     torchrun --nproc-per-node 2 -m nerf_bridge.prior.train --library library.npz --out weights --minutes 15
 
-Everything lives on the GPU: the rendered layers, the text vectors, the drawing of batches. Forward and backward are one
-CUDA graph, the optimiser another; between them the gradients of all GPUs are averaged as one flat tensor.
+Everything lives on the GPU: the rendered layers, the text vectors, the drawing of batches. The network is compiled;
+drawing, forward and backward are one CUDA graph, the optimiser another; between them the gradients of all GPUs are
+averaged as one flat tensor. Meanwhile the CPU renders new views in the place of the old ones.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import logging
 import os
@@ -20,19 +22,23 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
+from nerf_bridge.cuda_graphs import record, warm_up
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior.batches import Batch, TrainingData, draw_batch, prepare
 from nerf_bridge.prior.data.captions import build_caption_table
 from nerf_bridge.prior.data.pack import load_library
 from nerf_bridge.prior.embedded import load_weights, save_weights
+from nerf_bridge.prior.fresh_views import FreshViews
 from nerf_bridge.prior.probe import AzimuthProbe
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
-from nerf_bridge.prior.unet import UNet, UNetConfig, channels_last, schedule
+from nerf_bridge.prior.unet import Condition, UNet, UNetConfig, channels_last, schedule
 from nerf_bridge.prior.views import render_library
 
 logger = logging.getLogger(__name__)
 
 PROBES = 12
+
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 def draw_times(b: int, device: torch.device) -> Tensor:
@@ -42,7 +48,7 @@ def draw_times(b: int, device: torch.device) -> Tensor:
     return torch.where(high, 0.7 + 0.28 * u, 0.001 + 0.998 * u)
 
 
-def diffusion_loss(network: UNet, batch: Batch) -> Tensor:
+def diffusion_loss(network: Network, batch: Batch) -> Tensor:
     """Mean squared error of the predicted v at random times."""
     t = draw_times(len(batch.images), batch.images.device)
     alpha, sigma = (level[:, None, None, None] for level in schedule(t))
@@ -107,10 +113,11 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             [self.flat.master], lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=True
         )
-        self.backward_graph = capture(lambda: self._backward(network, data, batch))
+        compiled = torch.compile(network, dynamic=False)
+        self.backward_graph = capture(lambda: self._backward(compiled, data, batch))
         self.update_graph = capture(self._update)
 
-    def _backward(self, network: UNet, data: TrainingData, batch: int) -> None:
+    def _backward(self, network: Network, data: TrainingData, batch: int) -> None:
         self.flat.gradient.zero_()
         loss = diffusion_loss(network, draw_batch(data, batch))
         loss.backward()
@@ -135,16 +142,8 @@ class Trainer:
 
 def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """Run `work` three times to warm up, then capture it as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
+    warm_up(work, 3)
+    return record(work)[0]
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -168,11 +167,13 @@ def train(
     config: UNetConfig,
     minutes: float,
     peak_lr: float,
+    between: Callable[[], object],
     keep: Callable[[UNet, list[dict]], None] | None,
 ) -> None:
     """Train for `minutes`; the number of steps is fixed once the speed is known.
 
     Args:
+        between: called after every step.
         keep: takes the averaged network and the log so far, PROBES times on the way and at the end; None: nothing.
 
     Raises:
@@ -183,6 +184,7 @@ def train(
     start = time.perf_counter()
     for step in range(warm_steps):
         trainer.step(step, learning_rate(step, 10**9, peak_lr))
+        between()
     torch.cuda.synchronize()
     seconds_a_step = (time.perf_counter() - start) / warm_steps
     steps = int(agreed(minutes * 60 / seconds_a_step))
@@ -193,6 +195,7 @@ def train(
     log: list[dict] = []
     for step in range(warm_steps, steps):
         trainer.step(step, learning_rate(step, steps, peak_lr))
+        between()
         if keep and (step % max(1, steps // PROBES) == 0 or step == steps - 1):
             averaged = trainer.flat.averaged(config)
             figures = probe.measure(copy.deepcopy(averaged).to(torch.bfloat16))
@@ -214,7 +217,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=15.0, help="training time, rendering not counted")
     parser.add_argument("--batch", type=int, default=256, help="images a step on each GPU")
     parser.add_argument("--lr", type=float, default=8e-4, help="peak learning rate")
-    parser.add_argument("--views", type=int, default=100, help="views rendered of each model on each GPU")
+    parser.add_argument("--views", type=int, default=100, help="views of each model at a time on each GPU")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -236,7 +239,8 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     captions = build_caption_table(models, arguments.seed)
     threads = max(1, (os.cpu_count() or 1) // world)
     began = time.perf_counter()
-    views = render_library(models, arguments.views, 1000 * arguments.seed + rank, config.image_size, threads, rank == 0)
+    seed = 1000 * arguments.seed + rank
+    views = render_library(models, arguments.views, seed, config.image_size, threads, rank == 0)
     logger.info("rank %d rendered %d views in %.0f s", rank, len(views.layers), time.perf_counter() - began)
     torch.manual_seed(arguments.seed)
     network = load_weights(start)[0] if start else UNet(config)
@@ -251,7 +255,10 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     def keep(averaged: UNet, log: list[dict]) -> None:
         save_weights(averaged, arguments.out, training | {"log": log, "earlier": earlier})
 
-    train(trainer, probe, config, arguments.minutes, arguments.lr, keep if rank == 0 else None)
+    fresh = FreshViews(models, arguments.views, seed + world, config.image_size, max(1, threads - 1))
+    renew = functools.partial(fresh.replace_one, data)
+    train(trainer, probe, config, arguments.minutes, arguments.lr, renew, keep if rank == 0 else None)
+    fresh.stop()
 
 
 def where_to_start(arguments: argparse.Namespace) -> tuple[Path | None, list[dict]]:

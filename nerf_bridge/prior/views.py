@@ -56,20 +56,29 @@ def render_library(
     layers = torch.empty(len(cameras), 8, size, size, dtype=torch.uint8)
     for i, model in enumerate(tqdm(models, "rendering models", disable=not show_progress)):
         rows = slice(i * per_model, (i + 1) * per_model)
-        c2w, fovy = cameras.c2w[rows].numpy(), cameras.fovy_rad[rows].numpy()
-        layers[rows] = torch.from_numpy(
-            render_views(
-                model.vertices,
-                model.faces,
-                model.face_colors,
-                model.face_tintable,
-                c2w,
-                fovy,
-                size=size,
-                n_threads=n_threads,
-            )
-        )
+        layers[rows] = render_model(model, cameras[rows], size, n_threads)
     return RenderedViews(layers, cameras, per_model)
+
+
+def render_model(model: LibraryModel, cameras: Cameras, size: int, n_threads: int) -> Tensor:
+    """Layers [n, 8, size, size] uint8 of a model from n cameras."""
+    return torch.from_numpy(
+        render_views(
+            model.vertices,
+            model.faces,
+            model.face_colors,
+            model.face_tintable,
+            cameras.c2w.numpy(),
+            cameras.fovy_rad.numpy(),
+            size=size,
+            n_threads=n_threads,
+        )
+    )
+
+
+def camera_numbers(cameras: Cameras) -> Tensor:
+    """Azimuth, elevation, distance and field of view of n cameras, [n, 4], as camera_features takes them."""
+    return torch.stack([cameras.azimuth_rad, cameras.elevation_rad, cameras.distance, cameras.fovy_rad], -1)
 
 
 def compose(layers: Tensor, tint: Tensor, tinted: Tensor, background: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from nerf_bridge.settings import load_yaml
 
 SLUG_CHARACTERS = 48
 DIFFERENCES_SHOWN = 6
+MAY_DIFFER = {"memory"}  # how sparing a run is may change on the way: a run that found too little memory goes on
 
 Status = Literal["fresh", "resume", "finished"]
 
@@ -245,7 +246,8 @@ def _refuse_other_run(run: RunDirectory, config: GenerateConfig) -> None:
     there, asked = _flatten(load_yaml(run.config)), _flatten(config.model_dump())
     if there.get("prompt") != asked["prompt"]:
         raise UserError(f'{run.path} holds a run of another prompt ("{there.get("prompt")}"): choose another --out')
-    names = sorted(name for name in there.keys() | asked.keys() if there.get(name) != asked.get(name))
+    named = (there.keys() | asked.keys()) - MAY_DIFFER
+    names = sorted(name for name in named if there.get(name) != asked.get(name))
     if not names:
         return
     shown = [f"{name}: {there.get(name)} there, {asked.get(name)} asked for" for name in names[:DIFFERENCES_SHOWN]]

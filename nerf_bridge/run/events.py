@@ -22,6 +22,7 @@ EventName = Literal[
     "preview",
     "skipped",
     "restored",
+    "memory",
     "stage",
     "done",
     "failed",

@@ -17,11 +17,12 @@ from nerf_bridge.scene.scene import Scene
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: steps done and what its guards remember."""
+    """Where a run stands: steps done, what its guards remember, and its rung of the memory ladder."""
 
     step: int = 0
     guard: StepGuard = field(default_factory=StepGuard)
     empty: EmptyGuard = field(default_factory=EmptyGuard)
+    rung: int = 0
 
 
 def build_optimiser(scene: Scene, config: GenerateConfig) -> SkippingAdam:
@@ -65,11 +66,10 @@ def load_tensors(scene: Scene, optimiser: SkippingAdam, tensors: dict[str, Tenso
     for name, value in _part(tensors, "optimiser.").items():
         index, key = name.split(".")
         moments.setdefault(int(index), {})[key] = value
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     for which, state in moments.items():
-        if any(state[key].shape != parameters[which].shape for key in ("exp_avg", "exp_avg_sq")):
+        if any(state[key].shape != optimiser.parameters[which].shape for key in ("exp_avg", "exp_avg_sq")):
             raise RuntimeError(f"optimiser.{which}: moments of another shape than the parameter's")
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": moments})
+    optimiser.load_state_dict({"state": moments})
 
 
 def save(run: RunDirectory, scene: Scene, optimiser: SkippingAdam, config: GenerateConfig, progress: Progress) -> None:
@@ -85,7 +85,8 @@ def restore(run: RunDirectory, scene: Scene, optimiser: SkippingAdam) -> Progres
     tensors, state = loaded
     try:
         load_tensors(scene, optimiser, tensors)
-        return Progress(state["step"], StepGuard(**state["guard"]), EmptyGuard(**state["empty"]))
+        guards = StepGuard(**state["guard"]), EmptyGuard(**state["empty"])
+        return Progress(state["step"], *guards, state.get("rung", 0))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _of_another_kind(run, error) from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,21 @@ class Field(Protocol):
         """Outward unit normals [n, 3] at points [n, 3]."""
 
 
-@runtime_checkable
 class RawField(Protocol):
     """A field whose activations the renderer can apply itself, together with the compositing."""
 
     activation: DensityActivation
 
-    def raw(self, points: Tensor) -> Tensor:
-        """Density and three albedo logits [n, 4] at points [n, 3], before their activations."""
+    def raw(self, points: Tensor, packed_info: Tensor | None = None) -> Tensor:
+        """Density and three albedo logits [n, 4] at points [n, 3], before their activations.
+
+        `packed_info` [n_rays, 2] tells which of the points are samples of one ray, where that is known.
+        """
+
+
+def is_raw(field: object) -> TypeGuard[RawField]:
+    """Whether `field` is a `RawField`; asking a protocol takes a hundred times as long."""
+    return hasattr(field, "raw")
 
 
 class HashGridField(nn.Module):
@@ -85,9 +92,12 @@ class HashGridField(nn.Module):
         raw = self.raw(points)
         return self._sigma(raw[:, 0], points), torch.sigmoid(raw[:, 1:])
 
-    def raw(self, points: Tensor) -> Tensor:
-        """Density and three albedo logits [n, 4] at points [n, 3], before blob and activations (`field_composite`)."""
-        return self._raw(points, 4)
+    def raw(self, points: Tensor, packed_info: Tensor | None = None) -> Tensor:
+        """Density and three albedo logits [n, 4] at points [n, 3], before blob and activations (`field_composite`).
+
+        `packed_info` [n_rays, 2]: which of the points are samples of one ray (`Samples`); it makes a GPU faster.
+        """
+        return self._raw(points, 4, packed_info)
 
     def density(self, points: Tensor) -> Tensor:
         """sigma [n] at points [n, 3]: the first output of `forward` without the cost of the second."""
@@ -117,12 +127,15 @@ class HashGridField(nn.Module):
         downhill = (self.settings.blob_scale / self.settings.blob_radius) * outward - uphill
         return downhill * torch.rsqrt((downhill * downhill).sum(-1, keepdim=True) + MIN_GRADIENT_SQUARED)
 
-    def _raw(self, points: Tensor, n_outputs: int) -> Tensor:
+    def _raw(self, points: Tensor, n_outputs: int, packed_info: Tensor | None = None) -> Tensor:
         """The decoder's first `n_outputs` outputs [n, n_outputs]: density, then albedo, before their activations."""
-        place, out_weight, out_bias = 0.5 * points + 0.5, self.out_weight[:n_outputs], self.out_bias[:n_outputs]
-        network = (self.hidden_weight, self.hidden_bias, out_weight, out_bias)
+        last: tuple[Tensor, Tensor] = (self.out_weight, self.out_bias)
+        if n_outputs < 4:
+            last = (self.out_weight[:n_outputs], self.out_bias[:n_outputs])
+        network = (self.hidden_weight, self.hidden_bias, *last)
         if self._in_half_precision(points):
-            return grid_mlp(place, self.table, *network, self.spec)
+            return grid_mlp(points, self.table, *network, self.spec, packed_info, centred=True)
+        place = 0.5 * points + 0.5
         return decode(hash_encode(place, self.table, self.spec, self.backend), *network, self.backend)
 
     def _in_half_precision(self, points: Tensor) -> bool:
@@ -130,7 +143,7 @@ class HashGridField(nn.Module):
         exact = self.settings.precision == "float32" or torch.are_deterministic_algorithms_enabled()
         if exact or points.requires_grad:
             return False
-        return can_run(self.spec, self.settings.hidden_width, 4, self.backend)
+        return can_run(self.spec, self.settings.hidden_width, 4, self.backend, points.device)
 
     def _sigma(self, raw: Tensor, points: Tensor) -> Tensor:
         return self.activation(raw, points) * (points.abs().amax(-1) <= 1.0 + BOX_SLACK)

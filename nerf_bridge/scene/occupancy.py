@@ -90,6 +90,7 @@ class OccupancyGrid(nn.Module):
 
     def _jittered_points(self, cells: Tensor, generator: torch.Generator) -> Tensor:
         """A uniformly drawn point [m, 3] of the box in each of the cells [m]."""
-        corner = torch.stack(torch.unravel_index(cells, self.ema.shape), dim=-1)
+        r = self.resolution  # torch.unravel_index would import sympy, which takes a second
+        corner = torch.stack([cells // (r * r), cells // r % r, cells % r], dim=-1)
         within = torch.rand(cells.shape[0], 3, generator=generator, device=generator.device).to(self.ema.device)
         return (corner + within) * (2.0 / self.resolution) - 1.0

@@ -10,6 +10,7 @@ import pytest
 from nerf_bridge.batch import queue
 from nerf_bridge.batch.gallery import write_gallery
 from nerf_bridge.batch.jobs import Job, read_jobs
+from nerf_bridge.batch.pool import Engine
 from nerf_bridge.batch.queue import JobState, raise_for_failures, read_batch, run_batch, summary_table
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.run.directory import RunDirectory, open_run, write_record
@@ -40,7 +41,7 @@ def test_one_after_another(tmp_path):
         seen.append((job.prompt, on_disk(tmp_path)))
         finish(job)
 
-    states = run_batch(jobs_for(tmp_path, "a chair", "a sofa"), tmp_path / "runs", work)
+    states = run_batch(jobs_for(tmp_path, "a chair", "a sofa"), tmp_path / "runs", Engine(work))
     assert seen == [("a chair", ["running", "waiting"]), ("a sofa", ["done", "running"])]
     assert [state.state for state in states] == ["done", "done"]
     assert states == read_batch(tmp_path / "runs")
@@ -51,7 +52,7 @@ def test_finished_runs_are_skipped(tmp_path):
     jobs = jobs_for(tmp_path, "a chair", "a sofa")
     finish(jobs[0])
     seen = []
-    states = run_batch(jobs, tmp_path / "runs", lambda job: seen.append(job.prompt))
+    states = run_batch(jobs, tmp_path / "runs", Engine(lambda job: seen.append(job.prompt)))
     assert seen == ["a sofa"]
     assert states[0].state == "done" and states[0].message == "was finished already" and states[0].seconds == 2.5
 
@@ -71,7 +72,7 @@ def test_a_failure_does_not_stop_the_rest(tmp_path, failure, message):
             raise failure
         finish(job)
 
-    states = run_batch(jobs_for(tmp_path, "a chair", "a sofa", "a table"), tmp_path / "runs", work)
+    states = run_batch(jobs_for(tmp_path, "a chair", "a sofa", "a table"), tmp_path / "runs", Engine(work))
     assert [state.state for state in states] == ["done", "failed", "done"] == on_disk(tmp_path)
     assert states[1].message == message
     with pytest.raises(RunError, match=r"1 of 3 jobs failed \(a sofa\)"):
@@ -86,9 +87,9 @@ def test_the_second_time_only_what_failed_runs(tmp_path):
             raise RunError("out of luck")
         finish(job)
 
-    run_batch(jobs, tmp_path / "runs", work)
+    run_batch(jobs, tmp_path / "runs", Engine(work))
     broken.append(False)
-    states = run_batch(jobs, tmp_path / "runs", work)
+    states = run_batch(jobs, tmp_path / "runs", Engine(work))
     assert [state.state for state in states] == ["done", "done"]
     assert states[0].message == "" and states[1].message == "was finished already"
 
@@ -97,7 +98,7 @@ def test_another_run_in_the_place_is_a_failure_of_that_job(tmp_path):
     jobs = jobs_for(tmp_path, "a chair", "a sofa")
     other = jobs_for(tmp_path, "a cupboard")[0]
     open_run(jobs[0].out, other.config()).close()
-    states = run_batch(jobs, tmp_path / "runs", finish)
+    states = run_batch(jobs, tmp_path / "runs", Engine(finish))
     assert [state.state for state in states] == ["failed", "done"]
     assert "another prompt" in states[0].message
 
@@ -111,9 +112,9 @@ def test_interrupted_stops_the_batch(tmp_path, stop):
 
     jobs = jobs_for(tmp_path, "a chair", "a sofa", "a table")
     with pytest.raises(Interrupted, match="job 2 of 3"):
-        run_batch(jobs, tmp_path / "runs", work)
+        run_batch(jobs, tmp_path / "runs", Engine(work))
     assert on_disk(tmp_path) == ["done", "interrupted", "waiting"]
-    assert [state.state for state in run_batch(jobs, tmp_path / "runs", finish)] == ["done"] * 3
+    assert [state.state for state in run_batch(jobs, tmp_path / "runs", Engine(finish))] == ["done"] * 3
 
 
 def test_a_killed_batch_shows_as_stopped(tmp_path):
@@ -128,7 +129,7 @@ def test_a_killed_batch_shows_as_stopped(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        run_batch(jobs_for(tmp_path, "a chair"), tmp_path / "runs", work)
+        run_batch(jobs_for(tmp_path, "a chair"), tmp_path / "runs", Engine(work))
     assert [state.state for state in read_batch(tmp_path / "runs")] == ["stopped"]
 
 
@@ -137,17 +138,17 @@ def test_two_batches_cannot_share_a_folder(tmp_path):
 
     def work(job: Job) -> None:
         with pytest.raises(UserError, match="another process"):
-            run_batch(jobs, tmp_path / "runs", finish)
+            run_batch(jobs, tmp_path / "runs", Engine(finish))
         finish(job)
 
-    assert run_batch(jobs, tmp_path / "runs", work)[0].state == "done"
+    assert run_batch(jobs, tmp_path / "runs", Engine(work))[0].state == "done"
 
 
 def test_an_unwritable_place(tmp_path):
     jobs = jobs_for(tmp_path, "a chair")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot write to"):
-        run_batch(jobs, tmp_path / "file" / "below", finish)
+        run_batch(jobs, tmp_path / "file" / "below", Engine(finish))
 
 
 def test_a_disk_that_fills_up_does_not_stop_the_rest(tmp_path, monkeypatch, caplog):
@@ -159,7 +160,7 @@ def test_a_disk_that_fills_up_does_not_stop_the_rest(tmp_path, monkeypatch, capl
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(queue, "write_json", write)
-    states = run_batch(jobs_for(tmp_path, "a chair", "a sofa"), tmp_path / "runs", finish)
+    states = run_batch(jobs_for(tmp_path, "a chair", "a sofa"), tmp_path / "runs", Engine(finish))
     assert [state.state for state in states] == ["done", "done"] and len(written) == 5
     assert "No space left" in caplog.text
 

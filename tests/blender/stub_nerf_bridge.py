@@ -24,7 +24,7 @@ LONGEST_SECONDS = 120.0
 """After which also what is "slow" ends, so that a test that fails leaves no process behind."""
 
 
-def generate(config: GenerateConfig, out: Path) -> RunDirectory:
+def generate(config: GenerateConfig, out: Path, began: float) -> RunDirectory:
     """Stands for `pipeline.generate`."""
     with open_run(out, config) as found, EventLog(out / "events.jsonl") as log:
         record = {"prompt": config.prompt, "seed": config.seed, "state": "running"}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from evaluate.small_world import GREEN, RED, box_glb, finish, library, random_judge
 
+from nerf_bridge.batch.pool import Engine
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.evaluate.methods import (
     ObjectFigures,
@@ -71,11 +72,11 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(jobs, tmp_path, monke
         made(job)
 
     with pytest.raises(Interrupted):
-        run_methods(jobs, tmp_path / "runs", run_job)
+        run_methods(jobs, tmp_path / "runs", Engine(run_job))
     assert {path.parent.name for path in done[:4]} == set(METHODS)  # prompt by prompt through all methods
     assert finished_prompts(jobs) == [0]
     later = []
-    assert run_methods(jobs, tmp_path / "runs", lambda job: (later.append(job.out), made(job))) == 0
+    assert run_methods(jobs, tmp_path / "runs", Engine(lambda job: (later.append(job.out), made(job)))) == 0
     assert len(later) == 7 and not set(later) & set(done) and finished_prompts(jobs) == [0, 1, 2]
 
 
@@ -87,7 +88,7 @@ def test_a_prompt_that_failed_somewhere_is_left_out_everywhere(jobs, tmp_path, m
             raise RunError("the scene is empty")
         made(job)
 
-    assert run_methods(jobs, tmp_path / "runs", run_job) == 2
+    assert run_methods(jobs, tmp_path / "runs", Engine(run_job)) == 2
     found = measure_methods(jobs, library(), random_judge())
     assert {len(objects) for objects in found.values()} == {2}
     assert {name for name, _ in found} == {*METHODS, "truth", "truth again"}

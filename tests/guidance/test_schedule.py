@@ -1,5 +1,6 @@
 """Stages, times, noise and weights as functions of the step alone."""
 
+import itertools
 import math
 
 import pytest
@@ -7,12 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nerf_bridge.config import GuidanceConfig, RenderConfig
+from nerf_bridge.config import GuidanceConfig, OccupancyConfig, RenderConfig, build_config
+from nerf_bridge.errors import UserError
 from nerf_bridge.guidance.schedule import (
     draw_noise,
     draw_times,
+    is_refreshed_at,
     noise_weight,
     ramp_at,
+    rate_at,
     size_at,
     stage_at,
     step_generator,
@@ -56,6 +60,62 @@ def test_the_size_changes_at_its_fraction():
     settings = RenderConfig(size=512, early_size=64, early_until=0.2)
     assert [size_at(step, 25_000, settings) for step in (0, 4_999, 5_000, 24_999)] == [64, 64, 512, 512]
     assert {size_at(step, 50, RenderConfig(size=32)) for step in range(50)} == {32}
+
+
+def test_the_views_may_grow_by_doubling():
+    settings = RenderConfig(size=512, early_size=64, early_until=0.4, grow_until=0.8)
+    sizes = [size_at(step, 100, settings) for step in range(100)]
+    assert sizes == [64] * 40 + [128] * 20 + [256] * 20 + [512] * 20
+
+
+@pytest.mark.parametrize(
+    ("early", "last", "between"), [(64, 128, {128}), (64, 64, {64}), (100, 512, {200, 400}), (64, 500, {128, 256})]
+)
+def test_views_grow_in_doublings_and_never_past_the_last_size(early, last, between):
+    settings = RenderConfig(size=last, early_size=early, early_until=0.2, grow_until=0.6)
+    sizes = [size_at(step, 1000, settings) for step in range(1000)]
+    assert sizes == sorted(sizes) and set(sizes) == {early, last} | between
+    assert sizes[199] == early and sizes[600] == last
+
+
+@given(
+    steps=st.integers(1, 400),
+    early=st.sampled_from([16, 64, 100]),
+    size=st.sampled_from([100, 256, 512]),
+    edges=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
+)
+def test_sizes_of_any_schedule_grow_from_the_first_to_the_last(steps, early, size, edges):
+    settings = RenderConfig(size=size, early_size=early, early_until=edges[0], grow_until=edges[1])
+    sizes = [size_at(step, steps, settings) for step in range(steps)]
+    assert sizes == sorted(sizes) and all(early <= each <= size for each in sizes)
+
+
+@pytest.mark.parametrize(
+    ("render", "said"),
+    [
+        ({"grow_until": 0.5}, "render.grow_until needs an early_size up to size (64), got None"),
+        ({"grow_until": 0.5, "early_size": 128}, "render.grow_until needs an early_size up to size (64), got 128"),
+        ({"grow_until": 0.1, "early_size": 32}, "render.early_until (0.2) is above grow_until (0.1)"),
+    ],
+)
+def test_a_schedule_of_sizes_that_cannot_be_is_refused(render, said):
+    with pytest.raises(UserError) as caught:
+        build_config({"prompt": "a", "render": render})
+    assert str(caught.value) == said
+
+
+def test_the_occupancy_is_looked_at_seldomer_in_the_late_part():
+    settings = OccupancyConfig(every=8, late_every=32, late_from=0.5)
+    assert [step for step in range(200) if is_refreshed_at(step, 200, settings)] == [*range(0, 100, 8), 128, 160, 192]
+    plain = OccupancyConfig(every=3)
+    assert [step for step in range(10) if is_refreshed_at(step, 10, plain)] == [0, 3, 6, 9]
+
+
+def test_the_learning_rate_falls_by_the_same_share_each_step():
+    rates = [rate_at(step, 10, 0.1) for step in range(11)]
+    assert rates[0] == 1 and rates[10] == pytest.approx(0.1)
+    assert all(b / a == pytest.approx(0.1**0.1) for a, b in itertools.pairwise(rates))
+    assert {rate_at(step, 10, 1.0) for step in range(10)} == {1.0}
 
 
 @given(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -88,10 +91,28 @@ def test_the_state_goes_through_a_state_dict(backend):
     assert torch.equal(parameter.detach().cpu(), whole)
 
 
-def test_closures_are_refused():
-    optimiser = SkippingAdam([{"params": [torch.zeros(1, requires_grad=True)], "lr": 1.0}], (0.9, 0.99), 1e-6, "torch")
-    with pytest.raises(AssertionError, match="closures"):
-        optimiser.step(lambda: 0.0)
+def test_a_parameter_without_gradient_has_no_state():
+    parameters = [torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)]
+    optimiser = SkippingAdam([{"params": parameters, "lr": 1.0}], (0.9, 0.99), 1e-6, "torch")
+    parameters[1].grad = torch.ones(2)
+    optimiser.step()
+    assert list(optimiser.state_dict()["state"]) == [1]
+    assert torch.equal(parameters[0].detach(), torch.zeros(2)) and bool((parameters[1] < 0).all())
+    optimiser.zero_grad()
+    assert parameters[1].grad is None
+
+
+def test_making_one_does_not_wait_for_torchs_compiler():
+    program = """
+import sys, torch
+from nerf_bridge.ops.adam import SkippingAdam
+p = torch.zeros(4, requires_grad=True)
+o = SkippingAdam([{"params": [p], "lr": 1.0}], (0.9, 0.99), 1e-6, "torch")
+p.grad = torch.ones(4)
+o.step(); o.zero_grad(); o.load_state_dict(o.state_dict())
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.compiler

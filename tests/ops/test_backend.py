@@ -16,10 +16,10 @@ from nerf_bridge.ops import backend, build
 @pytest.fixture(autouse=True)
 def forgotten():
     """Every test starts and ends without remembered libraries, failures and log lines."""
-    for cached in (backend.load, backend._log_once):
+    for cached in (backend.load, backend._log_once, backend._function):
         cached.cache_clear()
     yield
-    for cached in (backend.load, backend._log_once):
+    for cached in (backend.load, backend._log_once, backend._function):
         cached.cache_clear()
 
 

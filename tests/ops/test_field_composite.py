@@ -24,9 +24,15 @@ def packed_samples(counts: list[int], dtype: torch.dtype) -> Samples:
     return Samples(packed_info, ray_indices, t_starts, t_starts + 0.05, points)
 
 
+def composited(*arguments) -> torch.Tensor:
+    """The pixels [n_rays, 6] side by side."""
+    color, *rest = field_composite(*arguments)
+    return torch.cat([color, torch.stack(rest, dim=1)], dim=1)
+
+
 def pixels_and_gradients(raw, samples, middles, activation, backend) -> list[torch.Tensor]:
     behind = torch.linspace(0, 1, 3 * len(middles)).to(raw).view(-1, 3).requires_grad_()
-    pixels = field_composite(raw, samples, middles, behind, activation, backend)
+    pixels = composited(raw, samples, middles, behind, activation, backend)
     weights = torch.arange(1, 7).to(raw)
     return [pixels.detach(), *torch.autograd.grad((pixels.sin() * weights).sum(), (raw, behind))]
 
@@ -68,6 +74,27 @@ def test_cuda_equals_float64(activation, sharpness):
         assert bool((a.cpu() - b).abs().max() <= 1e-4 * b.abs().max())
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("cpu", marks=pytest.mark.compiler), pytest.param("cuda", marks=[pytest.mark.cuda])],
+)
+@pytest.mark.parametrize("part", range(4))
+def test_each_part_of_a_pixel_has_its_gradient_alone(part, backend):
+    """The parts that a loss does not use come without a gradient, not with zeros."""
+    raw, samples, middles = scene(torch.float32, 1.0)
+    results = []
+    for device, how in ((backend, backend), ("cpu", "torch")):
+        on = Samples(*(getattr(samples, name).to(device) for name in list(vars(samples))[:5]))
+        leaves = (raw.detach().to(device).requires_grad_(), torch.full((len(COUNTS), 3), 0.3, device=device))
+        leaves[1].requires_grad_()
+        pixels = field_composite(leaves[0], on, middles.to(device), leaves[1], ACTIVATIONS[0], how)
+        results.append(torch.autograd.grad(pixels[part].sin().sum(), leaves, allow_unused=True))
+    for got, expected in zip(*results, strict=True):
+        zero = torch.zeros(1)
+        a, b = (zero if of is None else of.cpu() for of in (got, expected))
+        assert bool((a - b).abs().max() <= 1e-5 * b.abs().max())
+
+
 @pytest.mark.compiler
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradcheck_in_float64(activation):
@@ -78,7 +105,7 @@ def test_gradcheck_in_float64(activation):
     behind = torch.rand(4, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64, requires_grad=True)
 
     def pixels(raw: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
-        return field_composite(raw, samples, middles, behind, activation, "cpu")
+        return composited(raw, samples, middles, behind, activation, "cpu")
 
     assert torch.autograd.gradcheck(pixels, (raw, behind))
 
@@ -93,7 +120,7 @@ def test_nothing_behind_an_opaque_sample_counts(backend):
     raw[51:, 1:] = torch.nan  # so nobody may look there
     raw.requires_grad_()
     middles, behind = torch.tensor([2.5], device=device), torch.zeros(1, 3, device=device)
-    pixels = field_composite(raw, samples, middles, behind, DensityActivation("trunc_exp", 0.0, 1.0), backend)
+    pixels = composited(raw, samples, middles, behind, DensityActivation("trunc_exp", 0.0, 1.0), backend)
     (gradient,) = torch.autograd.grad(pixels.sum(), raw)
     assert bool(torch.isfinite(pixels).all()) and float(gradient[:50].abs().min()) > 0
     assert float(gradient[51:].nan_to_num().abs().sum()) == 0
@@ -107,7 +134,7 @@ def test_no_rays_and_no_samples_give_empty_and_zero_sums():
             empty = torch.empty(0)
             samples = Samples(empty.long().view(0, 2), empty.long(), empty, empty, empty.view(0, 3))
         behind = torch.full((len(counts), 3), 0.3)
-        pixels = field_composite(torch.empty(0, 4), samples, torch.zeros(len(counts)), behind, ACTIVATIONS[0], "cpu")
+        pixels = composited(torch.empty(0, 4), samples, torch.zeros(len(counts)), behind, ACTIVATIONS[0], "cpu")
         assert torch.equal(pixels, torch.cat([behind, torch.zeros(len(counts), 3)], dim=1))
 
 
@@ -117,8 +144,8 @@ def test_what_is_no_number_stays_in_its_ray_and_shows(backend):
     broken = raw.detach().clone()
     broken[1, 0] = torch.nan  # in ray 0
     behind = torch.zeros(len(COUNTS), 3)
-    whole = field_composite(raw.detach(), samples, middles, behind, ACTIVATIONS[0], backend)
-    pixels = field_composite(broken, samples, middles, behind, ACTIVATIONS[0], backend)
+    whole = composited(raw.detach(), samples, middles, behind, ACTIVATIONS[0], backend)
+    pixels = composited(broken, samples, middles, behind, ACTIVATIONS[0], backend)
     assert bool(pixels[0, 3].isnan()) and torch.equal(pixels[1:], whole[1:])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nerf_bridge.ops.grid_mlp import grid_mlp
+from nerf_bridge.ops.grid_mlp import can_run, grid_mlp
 from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode_torch
 
 pytestmark = [pytest.mark.cuda]
@@ -116,6 +116,121 @@ def test_the_weights_gradients_repeat_to_the_last_bit():
         grid_mlp(ray_points(50000), *inputs, spec).sin().sum().backward()
         results.append([tensor.grad for tensor in inputs[1:]])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def gradients(points, inputs, spec, grad_out, packed_info=None, centred=False):
+    leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+    out = grid_mlp(points, *leaves, spec, packed_info, centred)
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad_out)]
+
+
+def lit(n: int, pattern: str) -> torch.Tensor:
+    """Which of n rows have a gradient, bool [n]."""
+    row, drawn = torch.arange(n), torch.rand(n, generator=torch.Generator().manual_seed(7))
+    patterns = {
+        "none": row < 0,
+        "the last": row == n - 1,
+        "whole tiles": row // 128 % 3 == 1,
+        "whole warps": row // 32 % 2 == 0,
+        "fronts of rays": row % 63 < 33,
+        "few": drawn < 0.01,
+        "most": drawn < 0.9,
+        "one warp in each 64": row // 32 % 64 == 5,
+    }
+    return patterns[pattern].cuda()
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["none", "the last", "whole tiles", "whole warps", "fronts of rays", "few", "most", "one warp in each 64"],
+)
+@pytest.mark.parametrize("n", [1, 31, 33, 128, 129, 20000, 300001])
+@pytest.mark.parametrize("sizes", [SIZES[0], SIZES[3]])
+def test_rows_without_a_gradient_add_nothing(pattern, n, sizes):
+    """The same as those rows left out altogether, wherever they lie in warps and tiles."""
+    n_levels, n_features, width, n_outputs = sizes
+    spec, where = spec_of(n_levels, n_features), lit(n, pattern)
+    inputs, points = parameters(spec, width, n_outputs), ray_points(n)
+    grad_out = torch.randn(n, n_outputs, generator=torch.Generator().manual_seed(2)).cuda() * where[:, None]
+    kept = where.nonzero()[:, 0]
+    got = gradients(points, inputs, spec, grad_out)[1:]
+    expected = gradients(points[kept], inputs, spec, grad_out[kept])[1:]
+    for one, other in zip(got, expected, strict=True):
+        assert float((one - other).abs().max()) <= 1e-4 * float(other.abs().max())
+    if pattern == "none":
+        assert all(float(one.abs().sum()) == 0 for one in got)
+
+
+def test_one_output_with_a_gradient_lights_its_row():
+    """One number of one row, in each column by turns."""
+    spec = spec_of(16, 2)
+    inputs, points = parameters(spec, 64, 4), ray_points(500)
+    for column in range(4):
+        grad_out = torch.zeros(500, 4, device="cuda")
+        grad_out[321, column] = -1e-9
+        table, *_, out_bias = gradients(points, inputs, spec, grad_out)[1:]
+        assert float(table.abs().max()) > 0
+        assert torch.equal(out_bias, grad_out.sum(0))
+
+
+def rays_of(counts: list[int]) -> torch.Tensor:
+    count = torch.tensor(counts, dtype=torch.int64)
+    return torch.stack([count.cumsum(0) - count, count], 1).cuda()
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 40, 20000])  # rows that no ray names, as a capacity leaves them
+@pytest.mark.parametrize(
+    "counts",
+    [[], [0], [1], [0, 0, 5, 0], [4] * 8, [63, 0, 7, 64, 65, 1, 2, 3, 31], [33] * 700, [1, 0, 0, 0, 0, 0, 0, 0, 900]],
+)
+@pytest.mark.parametrize("sizes", [SIZES[0], SIZES[3]])
+def test_points_taken_ray_by_ray_give_the_same(counts, beyond, sizes):
+    n_levels, n_features, width, n_outputs = sizes
+    n, spec = sum(counts) + beyond, spec_of(n_levels, n_features)
+    inputs, points = parameters(spec, width, n_outputs), ray_points(n)
+    grad_out = torch.randn(n, n_outputs, generator=torch.Generator().manual_seed(2)).cuda()
+    grad_out *= (torch.arange(n, device="cuda") % 5 < 3)[:, None]
+    plain = gradients(points, inputs, spec, grad_out)
+    by_rays = gradients(points, inputs, spec, grad_out, rays_of(counts))
+    assert torch.equal(by_rays[0], plain[0])
+    for one, other in zip(by_rays[2:], plain[2:], strict=True):  # of the network: the same sums in the same order
+        assert torch.equal(one, other)
+    if n:
+        assert error(by_rays[1], plain[1]) < 1e-5
+
+
+def test_centred_points_are_those_of_the_unit_cube_to_the_last_bit():
+    spec = spec_of(16, 2)
+    inputs, points = parameters(spec, 64, 4), 2.2 * torch.rand(5000, 3, device="cuda") - 1.1
+    centred = grid_mlp(points, *inputs, spec, centred=True)
+    assert torch.equal(centred, grid_mlp(0.5 * points + 0.5, *inputs, spec))
+
+
+def test_atomics_are_refused_where_results_must_repeat():
+    spec = spec_of(16, 2)
+    inputs, points = parameters(spec, 64, 4), torch.rand(100, 3, device="cuda")
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match="float atomics.*use hash_encode and decode"):
+            grid_mlp(points, *inputs, spec)
+        with torch.no_grad():
+            assert bool(torch.isfinite(grid_mlp(points, *inputs, spec)).all())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("sizes", [(32, 2, 128, 8), (8, 8, 128, 8), (16, 4, 64, 8), (1, 2, 16, 1)])
+def test_the_largest_sizes_run_or_are_refused(sizes):
+    """A block of 128 hidden units and 64 inputs takes more shared memory than some GPUs have."""
+    n_levels, n_features, width, n_outputs = sizes
+    spec = spec_of(n_levels, n_features)
+    inputs, points = parameters(spec, width, n_outputs), ray_points(1000)
+    if can_run(spec, width, n_outputs, "cuda", points.device):
+        results = gradients(points, inputs, spec, torch.ones(1000, n_outputs, device="cuda"))
+        assert all(bool(torch.isfinite(result).all()) for result in results)
+    else:
+        with pytest.raises(ValueError, match="no kernel for"):
+            grid_mlp(points, *inputs, spec)
 
 
 @pytest.mark.slow

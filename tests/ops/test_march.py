@@ -116,6 +116,24 @@ def test_a_ray_along_an_edge_and_one_through_a_corner_stay_in_bounds(backend):
     assert samples.packed_info[0, 1] == 20 and samples.packed_info[2, 1] in (34, 35)
 
 
+@pytest.mark.compiler
+@pytest.mark.parametrize("length", [0.1, 0.5, 2.0, 1e-20])
+def test_directions_of_any_length_make_the_same_samples_on_every_backend(length):
+    rays_o, rays_d = random_rays(50)
+    everything = torch.ones(4, 4, 4, dtype=torch.bool)
+    cpu, twin = (march_rays(rays_o, length * rays_d, everything, STEP, None, backend) for backend in ("cpu", "torch"))
+    assert same(cpu, twin)
+    assert int(cpu.packed_info[:, 1].max()) <= 2 * math.sqrt(3) / STEP + 2 + 32
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("offset", [-1.5, 1.0, 3.25])
+def test_an_offset_out_of_its_range_does_the_same_on_every_backend(offset):
+    rays = random_rays(50)
+    jitter, occupied = torch.full((50,), offset), random_occupied(7)
+    assert same(*(march_rays(*rays, occupied, STEP, jitter, backend) for backend in ("cpu", "torch")))
+
+
 @pytest.mark.parametrize("backend", BOTH)
 def test_no_rays_and_nothing_occupied(backend):
     nothing = torch.zeros(4, 4, 4, dtype=torch.bool)

@@ -20,7 +20,7 @@ from nerf_bridge.ops.raster import (
 )
 from nerf_bridge.scene.cameras import Cameras, orbit_cameras
 
-BACKENDS = ("cpu", "torch")
+BACKENDS = (pytest.param("cpu", marks=pytest.mark.compiler), "torch")
 FOVY = math.radians(40.0)
 
 
@@ -136,6 +136,7 @@ def test_top_left_rule(backend: str, winding: tuple[int, int, int]) -> None:
     assert torch.equal(raster.covered, expected)
 
 
+@pytest.mark.compiler
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**31), perspective=st.booleans())
 def test_shared_edges_leave_no_gaps_and_no_doubles(seed: int, perspective: bool) -> None:
@@ -154,6 +155,7 @@ def test_shared_edges_leave_no_gaps_and_no_doubles(seed: int, perspective: bool)
     assert torch.equal(times, torch.ones_like(times))
 
 
+@pytest.mark.compiler
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31), n=st.integers(1, 60), height=st.integers(1, 40), width=st.integers(1, 40))
 def test_kernel_equals_twin_on_triangle_soup(seed: int, n: int, height: int, width: int) -> None:
@@ -165,6 +167,7 @@ def test_kernel_equals_twin_on_triangle_soup(seed: int, n: int, height: int, wid
     assert_close(rasterize(positions, faces, height, width, "cpu"), rasterize(positions, faces, height, width, "torch"))
 
 
+@pytest.mark.compiler
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_near_plane_cuts_at_the_plane(seed: int) -> None:
@@ -230,6 +233,7 @@ def test_degenerate_and_broken_faces_cover_nothing(backend: str) -> None:
     assert raster.face_index[raster.covered].unique().tolist() == [8]
 
 
+@pytest.mark.compiler
 def test_the_result_does_not_depend_on_threads() -> None:
     vertices, faces = sphere(0.9, rings=12)
     positions = clip_positions(vertices, camera(elevation_deg=30.0))[0]
@@ -294,7 +298,7 @@ def test_interpolation_is_differentiable_in_the_values() -> None:
     uvs = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     faces = torch.tensor([[0, 1, 2]])
     values = torch.ones(3, 2, requires_grad=True)
-    raster = rasterize_uv(uvs, faces, 8, "cpu")
+    raster = rasterize_uv(uvs, faces, 8, "torch")
     interpolate(raster, faces, values).sum().backward()
     assert values.grad is not None
     torch.testing.assert_close(values.grad[:, 0], raster.barycentrics.sum(dim=(0, 1)))

@@ -66,9 +66,12 @@ def test_a_field_composites_in_a_compiled_graph():
     samples, middles = marched(), torch.tensor([2.0, 2.0, 2.0])
     activation = DensityActivation("trunc_exp", 4.0, 0.5)
     leaves = torch.randn(samples.n, 4, requires_grad=True), torch.rand(3, 3, requires_grad=True)
-    compiled_equals_eager(
-        lambda raw, behind: field_composite(raw, samples, middles, behind, activation, "cpu"), *leaves
-    )
+
+    def seen(raw: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
+        color, opacity, depth, _ = field_composite(raw, samples, middles, behind, activation, "cpu")
+        return torch.cat([color.flatten(), opacity, depth])
+
+    compiled_equals_eager(seen, *leaves)
 
 
 @pytest.mark.parametrize("side", [0, 1, 2, 3])
@@ -115,12 +118,13 @@ def test_operators_keep_their_promises():
     density = (4.0, 0.5, True, "cpu")
     with torch.no_grad():
         made = kernels.field_composite(*field, *density)
+    over = (torch.rand(3, 3), None, torch.rand(3), None)
     arguments = {
         kernels.march: (*scene(), 0.05, None, "cpu", CAPACITY),
         kernels.composite: (sigmas, features, *packed, "cpu"),
         kernels.composite_bwd: (features.detach(), *packed, weights, opacity, None, opacity, None, weights, "cpu"),
         kernels.field_composite: (*field, *density),
-        kernels.field_composite_bwd: (field[0].detach(), *field[1:], *made, torch.rand(3, 6), *density),
+        kernels.field_composite_bwd: (field[0].detach(), *field[1:], made[1], *made[4:], *over, *density),
         kernels.hash_encode: (points, table, SHAPE, "cpu"),
         kernels.hash_encode_point_gradient: (points, table, grad_out, SHAPE, "cpu"),
         kernels.hash_encode_fwd: (raw[0], along, raw[1], SHAPE, "cpu"),
@@ -136,9 +140,10 @@ def test_shapes_of_the_half_precision_network_are_known_without_a_gpu():
         return torch.empty(shape, device="meta")
 
     network = (of(16, 6), of(16), of(4, 16))
-    out, features = library.KERNELS.grid_mlp(of(9, 3), of(SPEC.n_entries, 2), *network, of(4), SHAPE)
+    out, features = library.KERNELS.grid_mlp(of(9, 3), of(SPEC.n_entries, 2), *network, of(4), None, False, SHAPE)
     assert out.shape == (9, 4) and features.shape == (3, 9, 2) and features.dtype == torch.half
-    grads = library.KERNELS.grid_mlp_bwd(of(9, 3), features, *network, out, SHAPE)
+    rays = torch.empty(2, 2, dtype=torch.int64, device="meta")
+    grads = library.KERNELS.grid_mlp_bwd(of(9, 3), features, *network, rays, out, True, SHAPE)
     assert [tuple(grad.shape) for grad in grads] == [(SPEC.n_entries, 2), (16, 6), (16,), (4, 16), (4,)]
 
 

@@ -60,6 +60,11 @@ def views(azimuths, background=0.5, known=None):
     return ViewCondition(cameras, torch.full((len(azimuths), 3), background), known)
 
 
+def conditioned(prior, told, condition):
+    """What the network is told."""
+    return prior._condition(told.tokens, told.mask, () if condition is None else embedded._view_tensors(condition))
+
+
 def noised(n):
     return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(4))
 
@@ -219,7 +224,7 @@ def test_an_exact_v_gives_the_exact_noise():
 def test_the_answer_is_the_networks_v_as_noise(prior):
     t, condition, told = torch.tensor([0.2, 0.8]), views([0.3, 2.0]), words(2)
     x = noised(2)
-    v = prior.network(x, t, prior._condition(2, told, condition))
+    v = prior.network(x, t, conditioned(prior, told, condition))
     for i in range(2):
         angle = 0.5 * math.pi * float(t[i])
         expected = math.cos(angle) * v[i] + math.sin(angle) * x[i]
@@ -247,10 +252,10 @@ def test_a_hidden_camera_tells_nothing_of_itself(prior):
 
 
 def test_without_a_condition_neither_camera_nor_background_is_told(prior):
-    told = prior._condition(2, words(2), None)
+    told = conditioned(prior, words(2), None)
     assert told.camera.shape == (2, 13) and told.rays.shape == (2, 6, 8, 8)
     assert not told.camera.any() and not told.rays.any()
-    hidden = prior._condition(2, words(2), views([0.3, 1.0], background=0.5, known=torch.tensor([False, False])))
+    hidden = conditioned(prior, words(2), views([0.3, 1.0], known=torch.tensor([False, False])))
     assert not hidden.rays.any() and not hidden.camera[:, :9].any() and hidden.camera[:, 12].all()
 
 
@@ -281,3 +286,20 @@ def test_the_fastest_precision(monkeypatch):
     assert embedded.fastest_dtype(torch.device("cuda")) == torch.bfloat16
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert embedded.fastest_dtype(CPU) == torch.float32
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_the_replayed_answer_is_the_plain_one():
+    prior = EmbeddedPrior(tiny_network(), torch.nn.Identity(), torch.device("cuda"), {})
+    told = PromptEmbeddings(words(2).tokens.cuda(), words(2).mask.cuda())
+    for seed, azimuths in enumerate(([0.3, 2.0], [1.0, 1.5], [4.0, 0.1], [0.0, 3.0])):
+        generator = torch.Generator().manual_seed(seed)
+        x, t = torch.randn(2, 3, 16, 16, generator=generator).cuda(), torch.rand(2, generator=generator).cuda()
+        there = views(azimuths)
+        condition = ViewCondition(there.cameras.to("cuda"), there.background.cuda())
+        with torch.no_grad():
+            plain = prior._predict(x, t, told.tokens, told.mask, *embedded._view_tensors(condition))
+            blind = prior._predict(x, t, told.tokens, told.mask)
+        assert torch.allclose(prior.predict_noise(x, t, told, condition), plain, atol=1e-4)
+        assert torch.allclose(prior.predict_noise(x, t, told, None), blind, atol=1e-4)
+    assert len(prior._replayed._captured) == 2

@@ -112,3 +112,11 @@ def test_views_of_a_group_share_all_but_an_even_azimuth(views):
         assert torch.allclose(steps, torch.full((4,), math.pi / 2), atol=1e-5)
     spread = torch.remainder(cameras.azimuth_rad, 2 * math.pi).sort().values
     assert torch.allclose(spread.diff(), torch.full((views - 1,), 2 * math.pi / views), atol=1e-5)
+
+
+def test_the_whole_list_comes_again_and_again() -> None:
+    cameras = turntable_cameras(3, 0.2, 3.0, 0.7)
+    again = cameras.repeat(2)
+    for name in ("c2w", "fovy_rad", "azimuth_rad", "elevation_rad", "distance"):
+        values = getattr(cameras, name)
+        assert torch.equal(getattr(again, name), torch.cat([values, values]))

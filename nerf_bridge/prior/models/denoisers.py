@@ -49,10 +49,10 @@ class StableDiffusionXL:
 
     knows_cameras, view_group = False, 1
 
-    def __init__(self, network: Any, image_size: int):
+    def __init__(self, network: Any, image_size: int, device: torch.device):
         self.network = network
         told = (image_size, image_size, 0, 0, image_size, image_size)
-        self.size_and_crop = torch.tensor(told, dtype=network.dtype, device=network.device)
+        self.size_and_crop = torch.tensor(told, dtype=network.dtype, device=device)
 
     def __call__(
         self, noised: Tensor, time: Tensor, embeddings: PromptEmbeddings, condition: ViewCondition | None

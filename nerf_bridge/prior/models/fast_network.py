@@ -26,10 +26,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from nerf_bridge.cuda_graphs import WARM_UPS, Recording, make_room, record_function, warm_up
 from nerf_bridge.ops.build import cache_dir
-from nerf_bridge.prior.models.cuda_graphs import record, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +39,10 @@ Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A graph, the tensors that it reads and what it fills."""
+class Answering:
+    """What answers one kind of call: a recording of the plain network or of the compiled one."""
 
-    graph: torch.cuda.CUDAGraph
-    inputs: list[Tensor]
-    answer: Any
+    recording: Recording
     compiled: bool
 
 
@@ -59,7 +57,7 @@ class FastNetwork:
         """Take over a frozen network.
 
         Args:
-            network: on a CUDA device; it must not be moved or changed any more.
+            network: on a CUDA device; it must not be moved or changed any more, until it is `released`.
             when: "auto" compiles beside the first steps, "on" before the first answer.
             backend: of torch.compile.
         """
@@ -67,7 +65,7 @@ class FastNetwork:
         self.network: Any = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.when = when
         self.compiled = torch.compile(network, dynamic=False, fullgraph=True, backend=backend)
-        self.recordings: dict[Key, Recording] = {}
+        self.recordings: dict[Key, Answering] = {}
         self.jobs: dict[Key, CompileJob] = {}
 
     @property
@@ -91,20 +89,27 @@ class FastNetwork:
         leaves, spec = tree_flatten((args, kwargs))
         given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         key = (str(spec), *(_kind(leaf) for leaf in leaves))
-        recording = self.recordings.get(key)
-        if recording is None:
-            recording = self._first(key, leaves, spec)
-        elif not recording.compiled:
-            recording = self._swapped(key, recording, leaves, spec)
-        for mine, theirs in zip(recording.inputs, given, strict=True):
-            mine.copy_(theirs)
-        recording.graph.replay()
-        return tree_map_only(Tensor, torch.clone, recording.answer)
+        answering = self.recordings.get(key)
+        if answering is None:
+            answering = self._first(key, leaves, spec)
+        elif not answering.compiled:
+            answering = self._swapped(key, answering, leaves, spec)
+        return answering.recording(given)
 
-    def _first(self, key: Key, leaves: list[Any], spec: TreeSpec) -> Recording:
+    def forget(self) -> None:
+        """Give back the memory of the recordings; later calls are recorded anew. What is compiled stays."""
+        self.recordings.clear()
+
+    def released(self) -> nn.Module:
+        """The network itself, free to be moved: nothing is recorded of it any more, and no thread compiles it."""
+        for job in self.jobs.values():
+            job.thread.join()
+        self.forget()
+        return self.network
+
+    def _first(self, key: Key, leaves: list[Any], spec: TreeSpec) -> Answering:
         """The plain network's recording, or under "on" the compiled one's; the plain one is compiled from now on."""
-        while len(self.recordings) >= MOST_RECORDINGS:
-            del self.recordings[next(iter(self.recordings))]
+        make_room(self.recordings, MOST_RECORDINGS)
         self._start(key, leaves, spec)
         if self.when == "on":
             self.jobs[key].thread.join()
@@ -116,7 +121,7 @@ class FastNetwork:
         if key not in self.jobs and not any(job.thread.is_alive() for job in self.jobs.values()):
             self.jobs[key] = CompileJob(self.compiled, *tree_unflatten(_copied(leaves), spec))
 
-    def _swapped(self, key: Key, plain: Recording, leaves: list[Any], spec: TreeSpec) -> Recording:
+    def _swapped(self, key: Key, plain: Answering, leaves: list[Any], spec: TreeSpec) -> Answering:
         """The compiled network's recording as soon as there is one, till then the plain one's."""
         self._start(key, leaves, spec)
         job = self.jobs.get(key)
@@ -125,9 +130,7 @@ class FastNetwork:
         try:
             with torch.compiler.set_stance("fail_on_recompile"):
                 swapped = self._recorded(self.compiled, leaves, spec, compiled=True)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+        except RuntimeError as error:  # there is no memory for both, or what was compiled does not hold any more
             job.error = error
             logger.warning("the compiled network cannot be recorded, the plain one goes on: %s", _one_line(error))
             return plain
@@ -135,12 +138,15 @@ class FastNetwork:
         self.recordings[key] = swapped
         return swapped
 
-    def _recorded(self, network: Any, leaves: list[Any], spec: TreeSpec, compiled: bool) -> Recording:
-        inputs = _copied(leaves)
-        args, kwargs = tree_unflatten(inputs, spec)
-        warm_up(lambda: network(*args, **kwargs))
-        graph, answer = record(lambda: network(*args, **kwargs), torch.cuda.graph_pool_handle())
-        return Recording(graph, [leaf for leaf in inputs if isinstance(leaf, Tensor)], answer, compiled)
+    def _recorded(self, network: Any, leaves: list[Any], spec: TreeSpec, compiled: bool) -> Answering:
+        def answer(*given: Tensor) -> Any:
+            tensors = iter(given)
+            whole = [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            args, kwargs = tree_unflatten(whole, spec)
+            return network(*args, **kwargs)
+
+        given = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return Answering(record_function(answer, given, WARM_UPS), compiled)
 
 
 def keep_what_is_compiled(folder: Path) -> None:

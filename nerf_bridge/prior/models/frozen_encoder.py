@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf_bridge.prior.models.cuda_graphs import record, warm_up
+from nerf_bridge.cuda_graphs import make_room, record, warm_up
 from nerf_bridge.prior.models.vae_encoder import Encoder
 
 MOST_RECORDINGS = 2  # shapes of images that are kept recorded
@@ -47,12 +47,16 @@ class FrozenEncoder:
         """Latents [b, c, h / f, w / f] of images [b, 3, h, w] in 0..1; float32, or float64 where the encoder is."""
         return _Encode.apply(images, self)
 
+    def spare(self, recompute: bool) -> None:
+        """Compute blocks again in the backward pass, or keep what they made; what was recorded is given back."""
+        self.encoder = self.encoder.sparing(recompute)
+        self.recordings.clear()
+
     def recording(self, images: Tensor) -> Recording:
         """The graphs for images of this shape and type, recorded when they come for the first time."""
         key = (*images.shape, images.dtype.itemsize)
         if key not in self.recordings:
-            while len(self.recordings) >= MOST_RECORDINGS:
-                del self.recordings[next(iter(self.recordings))]
+            make_room(self.recordings, MOST_RECORDINGS)
             self.recordings[key] = _recorded(self.encoder, images)
         return self.recordings[key]
 
@@ -80,22 +84,22 @@ class FrozenEncoder:
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, owner: FrozenEncoder) -> Tensor:
-        ctx.owner = owner
+        ctx.owner, ctx.encoder = owner, owner.encoder
+        ctx.save_for_backward(images)
         if owner.graphs:
             z, ctx.turn = owner.replay_forward(images)
-            ctx.save_for_backward(images)
-            return z
-        z, kept = owner.encoder.forward(images)
-        ctx.save_for_backward(images, *kept)
+        else:
+            z, ctx.kept = owner.encoder.forward(images)  # not saved by autograd, which would hold all till the end
         return z
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor, None]:
-        images, *kept = ctx.saved_tensors
+        (images,) = ctx.saved_tensors
         if ctx.owner.graphs:
             return ctx.owner.replay_backward(grad_z, images, ctx.turn), None
-        return ctx.owner.encoder.backward(grad_z, kept).to(images.dtype), None
+        kept = ctx.kept or ctx.encoder.forward(images)[1]  # a backward pass uses them up; the next makes them again
+        return ctx.encoder.backward(grad_z, kept).to(images.dtype), None
 
 
 def _recorded(encoder: Encoder, images: Tensor) -> Recording:

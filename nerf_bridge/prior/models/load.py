@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior.models.codec import LatentCodec, PixelCodec
@@ -21,9 +19,7 @@ from nerf_bridge.prior.models.denoisers import (
     StableDiffusion3,
     StableDiffusionXL,
 )
-from nerf_bridge.prior.models.fast_network import FastNetwork
 from nerf_bridge.prior.models.folder import ModelFolder
-from nerf_bridge.prior.models.frozen_encoder import FrozenEncoder
 from nerf_bridge.prior.models.lora import Lora, apply_loras
 from nerf_bridge.prior.models.mvdream import MVDream, load_mvdream_unet
 from nerf_bridge.prior.models.noise import RectifiedFlow, read_process
@@ -38,12 +34,11 @@ from nerf_bridge.prior.models.text import (
     encode_sd3,
     encode_sdxl,
 )
-from nerf_bridge.prior.models.vae_weights import encoder_of
+from nerf_bridge.prior.models.vae_weights import check_structure
 from nerf_bridge.prior.protocol import PriorInfo
 
-logger = logging.getLogger(__name__)
-
 FLUX_SAMPLE_SIZE = 128  # latents along a side
+HOST = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,8 @@ class LoadOptions:
     """How to load a model.
 
     Attributes:
-        device: where it runs.
+        device: where it runs; its networks are loaded into main memory and come there when they are first used.
+        words_device: where its text encoders run.
         dtype: of the network; None: half precision on a GPU, as the family was trained, and float32 on a CPU.
         image_size: pixels along a side of the images that it sees; None: what it was trained at.
         loras: changes of the weights.
@@ -62,6 +58,7 @@ class LoadOptions:
     """
 
     device: torch.device
+    words_device: torch.device
     dtype: torch.dtype | None
     image_size: int | None
     loras: tuple[Lora, ...]
@@ -108,7 +105,7 @@ def load_sdxl(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
     vae_dtype = torch.float32 if unet.dtype == torch.float16 else unet.dtype
     codec = _latents(folder, options, unet.config.sample_size, 1, vae_dtype, unet.dtype)
     _check_channels(folder, unet, codec)
-    denoiser = StableDiffusionXL(unet, codec.image_size)
+    denoiser = StableDiffusionXL(unet, codec.image_size, options.device)
     return _assemble(folder, options, codec, denoiser, encode_sdxl)
 
 
@@ -121,8 +118,9 @@ def load_deepfloyd(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
     unet = _network(folder, options, "unet", UNet2DConditionModel, torch.float16)
     if unet.config.in_channels != 3:
         raise UserError(f"prior {folder.name}: only stage I of DeepFloyd IF makes images of words; this is another one")
-    _check_size(options.image_size, 2 ** (len(unet.config.block_out_channels) - 1), folder.name)
-    codec = PixelCodec(options.image_size or unet.config.sample_size)
+    multiple = 2 ** (len(unet.config.block_out_channels) - 1)
+    _check_size(options.image_size, multiple, folder.name)
+    codec = PixelCodec(options.image_size or unet.config.sample_size, multiple)
     return _assemble(folder, options, codec, DeepFloyd(unet), encode_if)
 
 
@@ -158,9 +156,9 @@ def load_mvdream(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
     if options.loras:
         raise UserError(f"model.loras: prior {folder.name} is of a family for which there are no LoRAs")
     dtype = options.dtype or _half(options.device, torch.float16)
-    network = load_mvdream_unet(folder, dtype, options.device)
+    network = load_mvdream_unet(folder, dtype)
     codec = _latents(folder, options, network.image_size, 1, dtype)
-    return _assemble(folder, options, codec, MVDream(_quick(network, options)), encode_sd)
+    return _assemble(folder, options, codec, MVDream(network), encode_sd)
 
 
 def _network(
@@ -170,17 +168,10 @@ def _network(
     network_class: Any,
     half: torch.dtype,
 ) -> Any:
-    """The U-Net or transformer on the device, with the user's LoRAs in its weights."""
-    network = folder.load(part, network_class, options.dtype or _half(options.device, half), options.device)
+    """The U-Net or transformer, with the user's LoRAs in its weights."""
+    network = folder.load(part, network_class, options.dtype or _half(options.device, half), HOST)
     apply_loras(network, part, folder.pipeline_class(), options.loras)
-    return _quick(network, options)
-
-
-def _quick(network: nn.Module, options: LoadOptions) -> Any:
-    """The network behind CUDA graphs and torch.compile, where there is a GPU and the user wants it."""
-    if options.device.type != "cuda" or options.compile == "off":
-        return network
-    return FastNetwork(network, options.compile)
+    return network
 
 
 def _half(device: torch.device, half: torch.dtype) -> torch.dtype:
@@ -202,20 +193,19 @@ def _latents(
     """
     from diffusers import AutoencoderKL
 
-    vae: Any = folder.load("vae", AutoencoderKL, dtype, options.device)
+    vae: Any = folder.load("vae", AutoencoderKL, dtype, HOST)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     _check_size(options.image_size, factor * patch, folder.name)
     size = options.image_size or factor * sample_size
-    asked, half = encoder_dtype or dtype, (torch.float16, torch.bfloat16)
     try:
-        encoder, remark = encoder_of(vae, _half(options.device, torch.float16) if asked in half else asked)
+        check_structure(vae)
     except UserError as error:
         raise UserError(f"prior {folder.name}: {error}") from None
-    if remark:
-        logger.warning("prior %s: %s", folder.name, remark)
-    vae.encoder = vae.quant_conv = None  # ours has the weights
-    frozen = FrozenEncoder(encoder, graphs=options.device.type == "cuda" and options.compile != "off")
-    return LatentCodec(frozen, vae, size, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
+    asked, half = encoder_dtype or dtype, (torch.float16, torch.bfloat16)
+    asked = _half(options.device, torch.float16) if asked in half else asked
+    graphs = options.device.type == "cuda" and options.compile != "off"
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+    return LatentCodec(vae, asked, graphs, size, factor * patch, scale, shift)
 
 
 def _check_channels(folder: ModelFolder, unet: Any, codec: LatentCodec) -> None:
@@ -246,7 +236,8 @@ def _assemble(
         else RectifiedFlow(flow_scale)
     )
     text_dtype = options.dtype if options.dtype == torch.float64 else _half(options.device, torch.float16)
-    models = TextModels(folder, options.device, text_dtype, options.loras)
+    models = TextModels(folder, options.words_device, text_dtype, options.loras)
     used = {f"lora {lora.path.name} x {lora.scale:g}": lora.sha256 for lora in options.loras}
     about = PriorInfo(folder.name, folder.licence, folder.source, folder.sha256 | used)
-    return DiffusersPrior(about, process, codec, denoiser, CachedWords(models, encode, options.prompt_folder))
+    words = CachedWords(models, encode, options.prompt_folder, options.device)
+    return DiffusersPrior(about, process, codec, denoiser, words, options.device, options.compile)

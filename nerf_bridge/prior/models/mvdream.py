@@ -50,8 +50,8 @@ def camera_numbers(cameras: Cameras) -> Tensor:
     return torch.cat([torch.cat([turned[:, :, :3], place], 2), last[:, None]], 1).flatten(1)
 
 
-def load_mvdream_unet(folder: ModelFolder, dtype: torch.dtype, device: torch.device) -> MVDreamUNet:
-    """The U-Net in `folder`, on `device`, frozen. None of the code that comes with the weights is run.
+def load_mvdream_unet(folder: ModelFolder, dtype: torch.dtype) -> MVDreamUNet:
+    """The U-Net in `folder`, in main memory, frozen. None of the code that comes with the weights is run.
 
     Raises:
         UserError: its files are missing, damaged, or of another network.
@@ -65,4 +65,4 @@ def load_mvdream_unet(folder: ModelFolder, dtype: torch.dtype, device: torch.dev
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"prior {folder.name}: {path} is no MVDream U-Net: {reason}") from None
-    return network.to(device, dtype).eval().requires_grad_(False)
+    return network.to(dtype).eval().requires_grad_(False)

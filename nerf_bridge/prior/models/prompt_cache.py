@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -28,13 +29,15 @@ class CachedWords:
     """Encodes prompts once for each model: what was said before comes out of `folder`.
 
     Attributes:
+        device: where the embeddings come.
         encodings: times that the text encoders were loaded.
     """
 
-    def __init__(self, models: TextModels, encode: EncodeWords, folder: Path):
+    def __init__(self, models: TextModels, encode: EncodeWords, folder: Path, device: torch.device):
         self.models = models
         self.encode = encode
         self.folder = folder
+        self.device = device
         self.encodings = 0
 
     def __call__(self, prompts: Sequence[str]) -> PromptEmbeddings:
@@ -45,8 +48,9 @@ class CachedWords:
             self.encodings += 1
             encoded = self.encode(self.models, new)
             for i, prompt in enumerate(new):
-                rows[prompt] = encoded.select([i])
-                self._write(prompt, encoded.select([i]))
+                said = encoded.select([i])
+                rows[prompt] = said.to(self.device)
+                self._write(prompt, said)
         found = [row for prompt in prompts if (row := rows[prompt]) is not None]
         return PromptEmbeddings.cat(found)
 
@@ -65,7 +69,7 @@ class CachedWords:
     def _read(self, prompt: str) -> PromptEmbeddings | None:
         path = self._path(prompt)
         try:
-            held = load_file(path, device=str(self.models.device))
+            held = load_file(path, device=str(self.device))
             return PromptEmbeddings(held["tokens"], held["mask"], held.get("pooled"))
         except FileNotFoundError:
             return None

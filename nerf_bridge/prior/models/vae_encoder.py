@@ -8,7 +8,7 @@ block's inner value, can be held multiplied by a power of two (`vae_weights`), a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,6 +58,18 @@ class Encoder:
     def factor(self) -> int:
         """Pixels of the image along a latent's side."""
         return 2 ** (len(self.levels) - 1)
+
+    def sparing(self, recompute: bool) -> Encoder:
+        """The same constants; with `recompute` the residual blocks keep less and compute again in `backward`."""
+
+        def part(whole: ResNet | Attention) -> ResNet | Attention:
+            return replace(whole, recompute=recompute) if isinstance(whole, ResNet) else whole
+
+        levels = (
+            Level(tuple(replace(block, recompute=recompute) for block in level.blocks), level.down)
+            for level in self.levels
+        )
+        return replace(self, levels=tuple(levels), middle=tuple(part(whole) for whole in self.middle))
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Mean latents of `images` and what `backward` wants.

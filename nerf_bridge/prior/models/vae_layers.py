@@ -58,6 +58,7 @@ class ResNet:
     Attributes:
         pending: [c_in], what is still to be added to x.
         out_bias: [c_out], all that the sum still wants.
+        recompute: keep x alone, and compute what is between the convolutions again in the backward pass.
     """
 
     norm1: Norm
@@ -67,22 +68,31 @@ class ResNet:
     shortcut: Conv | None
     pending: Tensor
     out_bias: Tensor
+    recompute: bool = False
 
     def forward(self, x: Tensor, stats: Tensor, kept: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The sum and its statistics; what the gradient needs goes to the end of `kept`."""
-        h = self.conv1.forward(normalise(x, self.pending, stats, self.norm1, silu=True))
-        h, inner = moments(h, self.conv1.bias, self.norm2.groups)
-        kept += [x, stats, h, inner]
+        h, inner = self._between(x, stats)
+        kept += [x, stats] if self.recompute else [h, inner, x, stats]
         branch = self.conv2.forward(normalise(h, self.conv1.bias, inner, self.norm2, silu=True))
         skip = x if self.shortcut is None else self.shortcut.forward(x)
         return moments(branch, self.out_bias, self.norm2.groups, skip)
 
     def backward(self, grad: Tensor, kept: list[Tensor]) -> Tensor:
         """The gradient with respect to x; takes what forward kept."""
-        inner, h, stats, x = (kept.pop() for _ in range(4))
+        stats, x = kept.pop(), kept.pop()
+        if self.recompute:
+            h, inner = self._between(x, stats)
+        else:
+            inner, h = kept.pop(), kept.pop()
         skip = grad if self.shortcut is None else self.shortcut.backward(grad)
         grad = backward(self.conv2.backward(grad), h, self.conv1.bias, inner, self.norm2, silu=True)
         return backward(self.conv1.backward(grad), x, self.pending, stats, self.norm1, silu=True, skip=skip)
+
+    def _between(self, x: Tensor, stats: Tensor) -> tuple[Tensor, Tensor]:
+        """The first convolution's answer and its statistics."""
+        h = self.conv1.forward(normalise(x, self.pending, stats, self.norm1, silu=True))
+        return moments(h, self.conv1.bias, self.norm2.groups)
 
 
 @dataclass(frozen=True)

@@ -86,11 +86,11 @@ def scales_for(encoder: Encoder, kept: list[Tensor]) -> Scales:
     parts = [block for level in encoder.levels for block in level.blocks] + list(encoder.middle)
     rest, sums, inner = iter(kept), [], []
     for part in parts:
-        sums.append(_peak(next(rest)))
-        next(rest)
         if isinstance(part, ResNet):
             inner.append(_peak(next(rest)))
             next(rest)
+        sums.append(_peak(next(rest)))
+        next(rest)
     sums.append(_peak(next(rest)))
     return Scales(_power(max(sums)), tuple(_power(peak) for peak in inner))
 

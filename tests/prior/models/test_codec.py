@@ -56,7 +56,7 @@ def test_the_autoencoder_gets_no_gradients(float64_prior):
 
 
 def test_pixels_go_to_minus_one_and_one_and_back():
-    codec = PixelCodec(8)
+    codec = PixelCodec(8, 1)
     picture = images(8)
     assert torch.equal(codec.encode(picture), 2 * picture - 1)
     assert torch.allclose(codec.decode(codec.encode(picture)), picture)

@@ -14,6 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from nerf_bridge import cuda_graphs
 from nerf_bridge.prior.models import fast_network
 from nerf_bridge.prior.models.fast_network import FastNetwork
 
@@ -29,13 +30,13 @@ class Graph:
 
 @pytest.fixture(autouse=True)
 def recorder_on_cpu(monkeypatch):
-    def record(work, pool):
+    def record(work):
         answer = torch.utils._pytree.tree_map(torch.clone, work())
         return Graph(work, answer), answer
 
-    monkeypatch.setattr(fast_network, "record", record)
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    monkeypatch.setattr(cuda_graphs, "warm_up", lambda work, times: work())
     monkeypatch.setattr(fast_network, "warm_up", lambda work: work())
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
     torch.compiler.reset()
 
@@ -186,3 +187,26 @@ def test_old_recordings_make_room():
         fast(torch.ones(n, 3, 2, 2), None, 1)
         wait(fast)
     assert len(fast.recordings) == fast_network.MOST_RECORDINGS
+
+
+def test_it_forgets_its_recordings_and_gives_the_network_back(unet):
+    fast = FastNetwork(unet, "auto", backend="eager")
+    expected = call(fast)
+    fast.forget()
+    assert not fast.recordings and torch.equal(call(fast), expected)
+    assert fast.released() is unet and not fast.recordings
+    assert not any(job.thread.is_alive() for job in fast.jobs.values())
+
+
+def test_without_memory_for_both_the_plain_network_stays(unet, monkeypatch, caplog):
+    fast = FastNetwork(unet, "auto", backend="eager")
+    expected = call(fast)
+    wait(fast)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fast_network, "record_function", full)
+    for _ in range(2):
+        assert torch.equal(call(fast), expected) and compiled(fast) == [False]
+    assert caplog.text.count("the plain one goes on: CUDA out of memory") == 1

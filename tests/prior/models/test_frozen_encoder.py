@@ -62,6 +62,19 @@ def test_latents_and_gradient_are_diffusers(settings, scales, most_scores, monke
     assert not kept, "the backward pass lets go of what it has used"
 
 
+def test_blocks_that_are_computed_again_give_the_same_and_keep_less():
+    encoder = build(autoencoder().double(), torch.float64, Scales(1.0, (1.0,) * BLOCKS))
+    z, kept = encoder.forward(pictures())
+    same, fewer = encoder.sparing(True).forward(pictures())
+    assert torch.equal(z, same) and len(kept) - len(fewer) == 2 * BLOCKS
+    probe = torch.ones_like(z)
+    assert torch.equal(encoder.backward(probe, kept), encoder.sparing(True).backward(probe, fewer)) and not fewer
+    encode = FrozenEncoder(encoder, graphs=False)
+    encode.spare(True)
+    encode.spare(False)
+    assert len(encode.encoder.forward(pictures())[1]) == len(encoder.forward(pictures())[1])
+
+
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
 def test_half_precision_takes_gradients_of_any_size(size):
     vae = autoencoder(widths=(32, 64))
@@ -156,6 +169,18 @@ def test_calls_between_forward_and_backward_do_no_harm(graphs_on_cpu):
         assert torch.allclose(z, expected)
         assert torch.allclose(torch.autograd.grad(z, images, probe, retain_graph=True)[0], expected_grad)
     assert len(encode.recordings) == 2
+
+
+def test_sparing_gives_the_recordings_back(graphs_on_cpu):
+    encode = FrozenEncoder(build(autoencoder().double(), torch.float64, Scales(1.0, (1.0,) * BLOCKS)), graphs=True)
+    images = pictures(1).requires_grad_()
+    encode(images)
+    encode.spare(True)
+    assert not encode.recordings
+    z = encode(images)
+    expected, expected_grad, probe = by_diffusers(autoencoder().double(), images.detach())
+    assert torch.allclose(z, expected)
+    assert torch.allclose(torch.autograd.grad(z, images, probe)[0], expected_grad)
 
 
 def test_old_recordings_make_room(graphs_on_cpu):

@@ -43,9 +43,12 @@ SCHEDULED = {
     "steps": 8,
     "checkpoint_every": 1,
     "preview_every": 8,
-    "render__size": 24,
+    "render__size": 64,
     "render__early_size": 16,
-    "render__early_until": 0.5,
+    "render__early_until": 0.25,
+    "render__grow_until": 0.5,
+    "occupancy__every": 2,
+    "occupancy__late_every": 3,
     "guidance__bridge_from": 0.75,
     "guidance__bridge_weighting": "one",
     "guidance__t_max_from": 0.25,
@@ -56,19 +59,19 @@ SCHEDULED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "views", "at"), [("sd-epsilon", 1, 2), ("sd-epsilon", 3, 7), ("mvdream", 4, 5)])
+@pytest.mark.parametrize(("family", "views", "at"), [("sd-epsilon", 1, 2), ("sd-epsilon", 4, 7), ("mvdream", 4, 5)])
 def test_a_killed_run_goes_on_in_the_right_stage(family, views, at, tiny_model, tmp_path, monkeypatch):
-    """Sizes, stages, noise times and ramps of every step are those of an unbroken run, and so is every byte."""
+    """Sizes, stages, noise times, looks and ramps of every step are those of an unbroken run, and so is every byte."""
     config = tiny_config(**SCHEDULED, prior=str(tiny_model(family)), camera__views=views)
     pipeline.generate(config, tmp_path / "unbroken")
     calls = {"steps": 0, "seen": []}
     step_of, gradient = optimize.render_views, optimize.guidance_gradient
 
-    def render(scene, config, step, group):
+    def render(scene, config, step, group, *rest):
         calls["steps"] += 1
         if calls["steps"] == at:
             raise Killed
-        rendering, condition = step_of(scene, config, step, group)
+        rendering, condition = step_of(scene, config, step, group, *rest)
         calls["seen"].append((step, rendering.color.shape[1]))
         return rendering, condition
 
@@ -81,7 +84,8 @@ def test_a_killed_run_goes_on_in_the_right_stage(family, views, at, tiny_model, 
     with pytest.raises(Killed):
         pipeline.generate(config, tmp_path / "run")
     pipeline.generate(config, tmp_path / "run")
-    expected = [(step, 16 if step < 4 else 24, 1 if step < 6 else 2, views) for step in range(8)]
+    size = dict(enumerate([16, 16, 32, 32, 64, 64, 64, 64]))
+    expected = [(step, size[step], 1 if step < 6 else 2, views) for step in range(8)]
     assert calls["seen"] == expected
     assert outcome(tmp_path / "run") == outcome(tmp_path / "unbroken")
 

@@ -41,6 +41,7 @@ from nerf_bridge.prior.models.prior import DiffusersPrior
 
 FAMILIES = ("sd-epsilon", "sd-v", "sdxl", "if", "sd3", "flux", "mvdream")
 WIDTH = 32  # of the words
+CPU = torch.device("cpu")
 SENTENCES = ("a green chair, front view", "high quality, sharp, detailed table", "the quick brown fox jumps", "foggy")
 
 
@@ -69,13 +70,14 @@ def load(
     loras: tuple[Any, ...] = (),
     sha256: dict[str, str] | None = None,
     non_commercial: bool = True,
-    device: str = "cpu",
+    device: torch.device = CPU,
+    words_device: torch.device = CPU,
     compile: Literal["auto", "on", "off"] = "auto",
 ) -> DiffusersPrior:
     """The prior in `folder`, by the code that loads the big ones."""
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*")) if path.is_file()]
     model = ModelFolder(str(folder), folder, "for tests", "random weights", hash_files(folder, names) | (sha256 or {}))
-    options = LoadOptions(torch.device(device), dtype, image_size, loras, non_commercial, cache, compile=compile)
+    options = LoadOptions(device, words_device, dtype, image_size, loras, non_commercial, cache, compile)
     return load_model(model, options)
 
 

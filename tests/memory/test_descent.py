@@ -1,0 +1,199 @@
+"""Memory that runs out at a step takes the run one rung down, and nothing else changes."""
+
+import pytest
+import torch
+from tiny_run import STEPS, CountingOracle, Killed, outcome, shorten_turntable, steps_of, tiny_config
+
+from nerf_bridge import optimize, pipeline
+from nerf_bridge.guidance import encode_words
+from nerf_bridge.memory.descent import OutOfMemory, attempt
+from nerf_bridge.memory.ladder import RUNGS
+from nerf_bridge.ops.backend import resolve_backend
+from nerf_bridge.optimize import optimise, training_step
+from nerf_bridge.run.checkpoint import load_checkpoint
+from nerf_bridge.run.directory import RunDirectory, read_record
+from nerf_bridge.run.events import EventLog, read_events
+from nerf_bridge.run.state import Progress, build_optimiser, save, scene_tensors
+from nerf_bridge.scene.scene import build_scene
+
+CPU = torch.device("cpu")
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+class Full(CountingOracle):
+    """Has no memory for some questions (by number, from 1), ends the process at others; knows its rungs.
+
+    Attributes:
+        placed: names of the rungs that it was placed on.
+    """
+
+    def __init__(self, lacks=(), ends=()):
+        super().__init__()
+        self.lacks, self.ends, self.placed = lacks, ends, []
+
+    def place(self, rung):
+        self.placed.append(rung.name)
+
+    def at_step(self, step, noised):
+        if step in self.ends:
+            raise Killed
+        if step in self.lacks:
+            raise FULL
+
+
+def make(**changes):
+    config = tiny_config(**{"occupancy__every": 2, **changes})
+    scene = build_scene(config, resolve_backend("auto", CPU), CPU)
+    return config, scene, build_optimiser(scene, config)
+
+
+def rungs_told(path):
+    return [(e["step"], e["rung"]) for e in read_events(path / "events.jsonl") if e["event"] == "memory"]
+
+
+def run_loop(path, prior, rung=0, **changes):
+    """The loop alone in `path`; where it stands at the end, and every tensor of its state."""
+    path.mkdir(parents=True, exist_ok=True)
+    config, scene, _ = make(**changes)
+    (path / "previews").mkdir(exist_ok=True)
+    words = encode_words(prior, config.prompt, config.guidance)
+    with EventLog(path / "events.jsonl") as log:
+        progress = optimise(RunDirectory(path), config, scene, prior, words, log, rung)
+    return progress, load_checkpoint(path / "checkpoint")[0]
+
+
+def by_hand(rungs, **changes):
+    """The tensors after steps on the given rungs, one after the other, with no loop and no checkpoint."""
+    config, scene, optimiser = make(**changes)
+    prior = CountingOracle()
+    words = encode_words(prior, config.prompt, config.guidance)
+    for step, rung in enumerate(rungs):
+        training_step(scene, optimiser, prior, words, config, Progress(step, rung=rung))
+    return scene_tensors(scene, optimiser)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 6])
+def test_the_step_is_done_again_one_rung_down(tmp_path, at):
+    """Also at the first step, and at steps that begin with a look at the occupancy, which must not count twice."""
+    prior = Full(lacks={at})
+    progress, tensors = run_loop(tmp_path, prior)
+    assert progress == Progress(STEPS, rung=1)
+    assert rungs_told(tmp_path) == [(at - 1, RUNGS[1].name)]
+    assert prior.placed == [RUNGS[0].name, RUNGS[1].name]
+    assert same(tensors, by_hand([0] * (at - 1) + [1] * (STEPS - at + 1)))
+
+
+def test_several_rungs_at_one_step_and_at_later_ones(tmp_path, caplog):
+    """Question 3 is step 2 on rung 0, question 4 on rung 1; on lower rungs a step asks twice, for one view each."""
+    prior = Full(lacks={3, 4, 10})
+    with caplog.at_level("WARNING", "nerf_bridge"):
+        progress, tensors = run_loop(tmp_path, prior)
+    assert progress.rung == 3
+    assert rungs_told(tmp_path) == [(2, "views"), (2, "recompute"), (4, "prompts")]
+    assert same(tensors, by_hand([0, 0, 2, 2, 3, 3]))
+    assert (
+        f"out of memory at step 4 (CUDA out of memory. Tried to allocate 2.00 GiB); from here on: {RUNGS[3].does}"
+        in (caplog.text)
+    )
+
+
+def test_the_rung_is_in_the_checkpoint_at_once_and_a_killed_run_goes_on_there(tmp_path):
+    """Out of memory in step 3, before any checkpoint of the new rung was due; killed in the same step."""
+    changes = {"checkpoint_every": 100}
+    with pytest.raises(Killed):
+        run_loop(tmp_path / "run", Full(lacks={4}, ends={6}), **changes)
+    state = load_checkpoint(tmp_path / "run" / "checkpoint")[1]
+    assert (state["step"], state["rung"]) == (3, 1)
+    prior = Full()
+    progress, tensors = run_loop(tmp_path / "run", prior, **changes)
+    assert progress.rung == 1 and prior.placed == [RUNGS[1].name]
+    assert steps_of(tmp_path / "run", "resumed") == [3]
+    assert same(tensors, run_loop(tmp_path / "unbroken", Full(lacks={4}), **changes)[1])
+
+
+def test_a_run_that_resumes_never_climbs_and_may_start_lower(tmp_path):
+    config, scene, optimiser = make(checkpoint_every=100)
+    save(RunDirectory(tmp_path), scene, optimiser, config, Progress(STEPS - 1, rung=2))
+    assert run_loop(tmp_path, Full(), rung=1, checkpoint_every=100)[0].rung == 2
+    save(RunDirectory(tmp_path), scene, optimiser, config, Progress(STEPS - 1, rung=2))
+    assert run_loop(tmp_path, Full(), rung=4, checkpoint_every=100)[0].rung == 4
+
+
+def test_a_checkpoint_from_before_the_ladder_is_on_the_first_rung(tmp_path):
+    from nerf_bridge.run.checkpoint import save_checkpoint
+    from nerf_bridge.run.state import restore
+
+    config, scene, optimiser = make()
+    save(RunDirectory(tmp_path), scene, optimiser, config, Progress(3, rung=2))
+    tensors, state = load_checkpoint(tmp_path / "checkpoint")
+    del state["rung"]
+    save_checkpoint(tmp_path / "checkpoint", tensors, state)
+    assert restore(RunDirectory(tmp_path), scene, optimiser) == Progress(3)
+
+
+def test_after_memory_ran_out_nothing_of_the_step_is_held():
+    _, scene, optimiser = make()
+    before = {name: value.clone() for name, value in scene_tensors(scene, optimiser).items()}
+
+    def step():
+        scene.occupancy.ema += 1
+        scene.occupancy.n_updates += 1
+        scene.field.table.grad = torch.ones_like(scene.field.table)
+        raise FULL
+
+    assert attempt(step, scene, optimiser) == OutOfMemory(str(FULL))
+    assert same(before, scene_tensors(scene, optimiser)) and scene.field.table.grad is None
+
+
+def test_other_errors_go_through():
+    _, scene, optimiser = make()
+    with pytest.raises(ZeroDivisionError):
+        attempt(lambda: 1 // 0, scene, optimiser)
+
+
+def test_no_moment_moves_before_there_is_room_for_all(monkeypatch):
+    _, scene, optimiser = make()
+    for parameter in (scene.field.table, scene.field.out_bias):
+        parameter.grad = torch.ones_like(parameter)
+    before, zeros = scene.field.table.detach().clone(), torch.zeros_like
+    made = iter([zeros, zeros, zeros, None])
+
+    def zeros_like(tensor):
+        make_it = next(made)
+        if make_it is None:
+            raise FULL
+        return make_it(tensor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "zeros_like", zeros_like)
+        with pytest.raises(torch.OutOfMemoryError):
+            optimiser.step()
+    assert torch.equal(scene.field.table, before)
+    optimiser.step()
+    assert not torch.equal(scene.field.table, before)
+
+
+def test_a_whole_run_tells_its_rung_and_comes_to_its_end(tmp_path, monkeypatch):
+    shorten_turntable(monkeypatch)
+    run = pipeline.generate(tiny_config(), tmp_path / "run", Full(lacks={2, 5}))
+    record = read_record(run)
+    assert record["state"] == "done" and record["memory"]["rung"] == "recompute"
+    assert record["memory"]["needs_gib"]["step"] > 0
+    assert [rung for _, rung in rungs_told(run.path)] == ["views", "recompute"]
+
+
+def test_memory_may_be_set_otherwise_when_a_run_goes_on(tmp_path, monkeypatch):
+    shorten_turntable(monkeypatch)
+    with pytest.raises(Killed):
+        pipeline.generate(tiny_config(), tmp_path / "run", Full(ends={5}))
+    seen = []
+    monkeypatch.setattr(
+        optimize, "training_step", lambda *arguments: seen.append(arguments[5].rung) or training_step(*arguments)
+    )
+    pipeline.generate(tiny_config(memory="8gb"), tmp_path / "run", Full())
+    assert set(seen) == {2}
+    assert set(outcome(tmp_path / "run")) >= {"asset.glb", "config.yaml"}
