@@ -7,8 +7,9 @@
 The network has the published architecture and random weights, written once as a folder in diffusers' format and loaded
 by the code that loads the published one. The scene is the initial blob with the settings of `published-3d`. A preset's
 case may take no more of the GPU than that preset's size (`torch.cuda.set_per_process_memory_fraction`); the case of a
-rung may take all. Written: benchmarks/results/memory-<device>.json: for each case the peak of a run (prompts, loading
-and steps), the estimate beforehand, the rung of the memory ladder where it began and where it ended.
+rung may take all. The network is compiled before the first step (`model.compile on`): what that takes is in the
+peak. Written: benchmarks/results/memory-<device>.json: for each case the peak of a run (prompts, loading, steps), the
+estimate beforehand, the rung of the memory ladder where it began and where it ended.
 """
 
 from __future__ import annotations
@@ -133,6 +134,7 @@ def case_config(name: str, model: Path, options: argparse.Namespace) -> Generate
         "preview_every": options.steps,
         "render": {"size": max(size // options.shrink, 16), "early_size": None},
         "guidance": {"bridge_from": 0.5},
+        "model": {"compile": "on"},
     }
     return build_config(merged(load_yaml(config_path("published-3d.yaml")), changes))
 
@@ -148,6 +150,7 @@ def run_case(name: str, model: Path, device: torch.device, options: argparse.Nam
     config = case_config(name, model, options)
     preset = find_preset(memory)
     gc.collect()
+    torch.compiler.reset()
     if device.type == "cuda":
         total = torch.cuda.mem_get_info(device)[1]
         torch.cuda.empty_cache()

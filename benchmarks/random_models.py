@@ -10,8 +10,10 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNe
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-CHANNELS, VAE_CHANNELS, LATENTS = (320, 640, 1280, 1280), (128, 256, 512, 512), 64
-WORDS_WIDTH, WORDS_LAYERS, VOCABULARY = 1024, 23, 49408
+from benchmarks.guidance_models import FAMILIES, VAE
+
+CHANNELS = (320, 640, 1280, 1280)  # diffusers' default
+WORDS_LAYERS, VOCABULARY = 23, 49408
 NORM_GROUPS, HEAD = 32, 64
 STD = 0.02  # of the weights; small, so that half precision does not overflow
 
@@ -25,24 +27,19 @@ def write_stable_diffusion(folder: Path, device: torch.device, shrink: int = 1) 
     Returns:
         The folder.
     """
-    channels, vae_channels = (_narrow(widths, shrink) for widths in (CHANNELS, VAE_CHANNELS))
-    width = max(WORDS_WIDTH // shrink, HEAD)
+    channels, vae_channels = (_narrow(widths, shrink) for widths in (CHANNELS, VAE["block_out_channels"]))
+    sd21 = FAMILIES["sd21"]
+    width = max(sd21.tokens[1] // shrink, HEAD)
+    narrow = {
+        "sample_size": max(sd21.network["sample_size"] // shrink, 16),
+        "block_out_channels": channels,
+        "attention_head_dim": tuple(max(c // HEAD, 1) for c in channels),
+        "cross_attention_dim": width,
+    }
+    narrow_vae = {"block_out_channels": vae_channels, "sample_size": sd21.image_size // shrink}
     with device:
-        unet = UNet2DConditionModel(
-            sample_size=max(LATENTS // shrink, 16),
-            block_out_channels=channels,
-            attention_head_dim=tuple(max(c // HEAD, 1) for c in channels),
-            cross_attention_dim=width,
-            use_linear_projection=True,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=vae_channels,
-            down_block_types=("DownEncoderBlock2D",) * len(vae_channels),
-            up_block_types=("UpDecoderBlock2D",) * len(vae_channels),
-            layers_per_block=2,
-            latent_channels=4,
-            sample_size=512 // shrink,
-        )
+        unet = UNet2DConditionModel(**(sd21.network | narrow))
+        vae = AutoencoderKL(**(VAE | narrow_vae))
         text = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=VOCABULARY,

@@ -50,6 +50,10 @@ class ModelConfig(Section):
     loras: str | None = Field(None, description="LoRA files, FILE or FILE:SCALE, separated by commas (safetensors)")
     non_commercial: bool = Field(False, description="use a model whose licence forbids commercial use")
     offline: bool = Field(False, description="never ask the hub: use only what is on the disk")
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="torch.compile and CUDA graphs on a GPU; auto: compiled beside the first steps, on: before them",
+    )
 
 
 class FieldConfig(Section):

@@ -9,14 +9,14 @@ samples, and up to rounding each depends on the state and its number alone, howe
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from nerf_bridge.cuda_graphs import DifferentiableRecording, make_room, record_differentiable
 from nerf_bridge.render import Rendering, render
 from nerf_bridge.scene.cameras import Cameras
 from nerf_bridge.scene.scene import Scene
@@ -82,7 +82,7 @@ class GraphedRender:
         self._enabled = enabled
         self._counted: dict[Look, int] = {}
         self._before: dict[Look, int | None] = {}  # what the counts before the last change of the occupancy wanted
-        self._graphs: dict[tuple[Look, int], nn.Module] = {}
+        self._graphs: dict[tuple[Look, int], DifferentiableRecording] = {}
 
     def forget_counts(self) -> None:
         """The occupancy has changed: the next rendering of each look is a plain one, which counts its samples."""
@@ -95,7 +95,6 @@ class GraphedRender:
             return
         self._enabled = False
         self._graphs.clear()
-        gc.collect()  # torch's graphed callables refer to themselves
         logger.warning("rendering without CUDA graphs, slower: %s", reason)
 
     def __call__(
@@ -137,43 +136,37 @@ class GraphedRender:
 
     def _capture(self, look: Look, room: int, inputs: tuple[Tensor, ...]) -> bool:
         """Capture forward and backward pass; False (logged, and not tried again) when that fails."""
-        if len(self._graphs) == MOST_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
-            gc.collect()  # as in give_up
-        places = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs)
-        here = torch.cuda.stream(torch.cuda.current_stream())  # a capture that fails does not come back to it by itself
+        make_room(self._graphs, MOST_GRAPHS)
+        views = _Views(self._scene, look, room)
         try:
-            with here:
-                views = _Views(self._scene, look, room)
-                torch.cuda.make_graphed_callables(views, places, allow_unused_input=True)  # changes `views`
+            self._graphs[look, room] = record_differentiable(views, inputs, tuple(self._scene.field.parameters()))
         except RuntimeError as error:
             self.give_up(f"the capture failed ({' '.join(str(error).split())[:200]})")
             return False
-        self._graphs[look, room] = views
         logger.debug("captured a graph for %s with room for %d samples", look, room)
         return True
 
 
-class _Views(nn.Module):
+@dataclass(frozen=True)
+class _Views:
     """The pictures as one function of tensors, with room for a given number of samples: what a CUDA graph can hold."""
 
-    def __init__(self, scene: Scene, look: Look, room: int) -> None:
-        super().__init__()
-        self.field = scene.field  # whose parameters' gradients the graph gives
-        self._scene, self._look, self._room = scene, look, room
+    scene: Scene
+    look: Look
+    room: int
 
-    def forward(self, cameras: Tensor, background: Tensor, jitter: Tensor, *light_dir: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, cameras: Tensor, background: Tensor, jitter: Tensor, *light_dir: Tensor) -> tuple[Tensor, ...]:
         """Colour, opacity, depth, thickness, and whether the room was too small."""
-        scene, look = self._scene, self._look
+        scene, look = self.scene, self.look
         views = (unpacked(cameras), look.size, background, scene.step_size, scene.backend)
         made = render(
-            self.field,
+            scene.field,
             scene.occupancy.occupied,
             *views,
             shading=look.shading,
             light_dir=light_dir[0] if light_dir else None,
             jitter=jitter,
-            capacity=self._room,
+            capacity=self.room,
         )
         assert made.overflow is not None
         return made.color, made.opacity, made.depth, made.thickness, made.overflow

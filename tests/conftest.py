@@ -32,6 +32,8 @@ def _missing() -> dict[str, str]:
     elif torch.cuda.mem_get_info()[0] < LARGE_GPU_BYTES:
         reasons["large_gpu"] = f"less than {LARGE_GPU_BYTES >> 30} GiB of GPU memory are free"
     reasons |= {name: f"{name}: {peers.load(name).cause}" for name in peers.MODULES if peers.load(name).cause}
+    if importlib.util.find_spec("triton") is None:
+        reasons["triton"] = "the package triton is not installed"
     if importlib.util.find_spec("bpy") is None:
         reasons["blender"] = "the module bpy is not installed, see CONTRIBUTING.md"
     if not (CHROMIUM and DRIVER):

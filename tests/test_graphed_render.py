@@ -173,8 +173,7 @@ def test_a_capture_that_fails_is_told_once_and_the_views_come_all_the_same(monke
     def refuse(*_, **__):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
+    monkeypatch.setattr(graphed_render, "record_differentiable", refuse)
     config, scene, _ = make()
     views = GraphedRender(scene, enabled=True)
     with caplog.at_level(logging.WARNING, graphed_render.logger.name):

@@ -34,7 +34,7 @@ class EncodedWords:
     def by_role(self, role: Role) -> PromptEmbeddings:
         """The embeddings that play `role`."""
         if role in ("front", "side"):
-            return self.text.select([VIEWS.index(f"{role} view")])
+            return self.text.row(VIEWS.index(f"{role} view"))
         return {
             "text": self.text,
             "null": self.null,

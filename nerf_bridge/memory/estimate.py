@@ -14,10 +14,14 @@ from nerf_bridge.config import FieldConfig, GenerateConfig
 from nerf_bridge.guidance import prompts_needed
 from nerf_bridge.memory.ladder import Rung
 from nerf_bridge.ops.hash_encoding import HashGridSpec
+from nerf_bridge.prior.models.vae_layers import MOST_SCORES
 
 GIB = 2**30
-KEPT_OF_BLOCK = 3  # counted: inputs of norm, SiLU and convolution, for each of a residual block's two halves
-ATTENTION_KEPT = 8  # counted: input, its norm, q, k, v, the answer and two more, of the encoder's one attention
+BLOCK_WORK_CUDA = 4  # counted: of a residual block's backward pass: skip, gradient, the convolution's and the norm's
+BLOCK_WORK_CPU = 10  # counted: the same where the norm is made of torch operations
+ATTENTION_WORK = 14  # counted: the encoder's attention, backward: q, k, v, gradients, some of them twice (13 to 16)
+SCORES_AT_ONCE = 3  # counted: slices of scores there: shares, their gradient and that of the scores
+GRAPHED_WORK = 2  # the recorded plain network stays while the compiled one is tried and recorded beside it
 UNET_WORK = 16  # counted: tensors of a level's size alive at once in a U-Net, at the last up block (15.8 in SDXL)
 UNET_ATTENTION_WORK = 26  # counted: where the level has attention, at the gated MLP (26.0 in SD 2.1)
 TRANSFORMER_WORK = 18  # counted: rows of tokens alive at once (12.5 in SD3, 17.3 in FLUX)
@@ -114,52 +118,58 @@ def needs_on(rung: Rung, config: GenerateConfig, sizes: ModelSizes, cuda: bool) 
     """What `config` needs on `rung`. The text encoders count as if they ran on the same device."""
     return Needs(
         words=sizes.words,
-        network=network_bytes(rung, config, sizes),
-        encoder=sizes.codec + int(SLACK * encoder_bytes(rung, config, sizes)),
+        network=network_bytes(rung, config, sizes, cuda),
+        encoder=sizes.codec + int(SLACK * encoder_bytes(rung, config, sizes, cuda)),
         render=int(SLACK * render_bytes(rung, config, sizes.view_group, cuda)),
         field=field_bytes(config.field) + CELL_BYTES * config.occupancy.resolution**3,
         rest=REST_CUDA if cuda else REST_CPU,
     )
 
 
-def network_bytes(rung: Rung, config: GenerateConfig, sizes: ModelSizes) -> int:
-    """Weights, or the streamed layers, and the work for all prompts of all views that go through at once."""
+def network_bytes(rung: Rung, config: GenerateConfig, sizes: ModelSizes, cuda: bool) -> int:
+    """Weights, or the streamed layers, and the work for all prompts of all views that go through at once.
+
+    On a GPU a network that is not streamed is recorded, and works in the memory of its recordings.
+    """
     guidance = config.guidance
     prompts = max(len(prompts_needed(guidance.method, stage, guidance.perp_neg)) for stage in (1, 2))
     images = sizes.view_group if rung.one_prompt else prompts * views_at_once(rung, config, sizes.view_group)
     weights = STREAMED_LAYERS * sizes.largest_layer if rung.stream_network else sizes.network
     work = sizes.work.numbers * sizes.work.itemsize // rung.image_divisor**2
-    return weights + int(SLACK * images * work)
+    recorded = cuda and config.model.compile != "off" and not rung.stream_network
+    return weights + int(SLACK * images * work * (GRAPHED_WORK if recorded else 1))
 
 
-def encoder_bytes(rung: Rung, config: GenerateConfig, sizes: ModelSizes) -> int:
-    """What the encoder of the autoencoder keeps for its backward pass, for all views at once."""
+def encoder_bytes(rung: Rung, config: GenerateConfig, sizes: ModelSizes, cuda: bool) -> int:
+    """What the encoder of the autoencoder takes, forward and backward, for all views at once."""
     shape = sizes.encoder
     size = shape.size // rung.image_divisor
-    numbers = encoder_numbers(shape.channels, shape.blocks, size, rung.recompute_encoder)
+    numbers = encoder_numbers(shape.channels, shape.blocks, size, rung.recompute_encoder, cuda)
     return views_at_once(rung, config, sizes.view_group) * numbers * shape.itemsize
 
 
-def encoder_numbers(channels: Sequence[int], blocks: int, size: int, recompute: bool) -> int:
-    """Numbers alive at once while the encoder runs forward and backward on one image.
+def encoder_numbers(channels: Sequence[int], blocks: int, size: int, recompute: bool, cuda: bool) -> int:
+    """Numbers alive at once while our encoder (`prior/models/vae_encoder.py`) runs forward and backward on one image.
 
-    Each residual block keeps KEPT_OF_BLOCK tensors of its input and of its output, each halving its input. With
-    `recompute` a block keeps its input alone, and the most is alive while one of the first blocks is made again: its
-    own tensors, its gradient, and the inputs of those before it.
+    Each residual block keeps its input and what is between its convolutions; with `recompute` its input alone, and the
+    other is made again. The most is alive either in the backward pass of a block or in that of the attention in the
+    middle, when all is still kept.
     """
-    kept, most, c_in = 0, 0, channels[0] if channels else 0
+    if not channels:
+        return 0
+    kept, most, c_in = 0, 0, channels[0]
+    work = BLOCK_WORK_CUDA if cuda else BLOCK_WORK_CPU
     for level, c_out in enumerate(channels):
         for _ in range(blocks):
-            own = KEPT_OF_BLOCK * (c_in + c_out) * size**2
-            kept += c_in * size**2 if recompute else own
-            most = max(most, kept + own + c_out * size**2)
+            again = c_out * size**2
+            kept += c_in * size**2 + (0 if recompute else again)
+            most = max(most, kept + (again if recompute else 0) + work * again)
             c_in = c_out
         if level + 1 < len(channels):
-            kept += c_out * (size + 1) ** 2
             size //= 2
-    middle = 2 * (1 if recompute else 2 * KEPT_OF_BLOCK) + ATTENTION_KEPT + KEPT_OF_BLOCK
-    kept += middle * c_in * size**2
-    return max(kept, most) if recompute else kept
+    tokens, block = size**2, 1 if recompute else 2
+    attention = (block + 1 + ATTENTION_WORK) * c_in * tokens + SCORES_AT_ONCE * min(tokens**2, MOST_SCORES)
+    return max(most, kept + attention)
 
 
 def unet_numbers(channels: Sequence[int], attention: Sequence[bool], size: int) -> int:

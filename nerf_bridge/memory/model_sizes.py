@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,16 @@ def read_sizes(found: ModelFolder, settings: ModelConfig, cuda: bool) -> ModelSi
     """
     number = ITEMSIZE.get(settings.dtype, HALF if cuda else SINGLE)
     family, part = found.pipeline_class(), "transformer" if found.has("transformer") else "unet"
-    tensors = part_numbers(found, part)
+    tensors = list(part_numbers(found, part).values())
     try:
-        encoder = _encoder(found, settings, _vae_itemsize(family, number, settings.dtype))
+        encoder = _encoder(found, settings, number if cuda else SINGLE)
         work = _transformer_work(found, encoder) if part == "transformer" else _unet_work(found, encoder, settings)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"prior {found.name}: cannot tell its sizes: {type(error).__name__}: {error}") from None
-    words = [sum(part_numbers(found, name)) for name in TEXT_ENCODERS if found.has(name)]
+    words = [sum(part_numbers(found, name).values()) for name in TEXT_ENCODERS if found.has(name)]
     return ModelSizes(
         network=number * sum(tensors),
-        codec=encoder.itemsize * sum(part_numbers(found, "vae")) if encoder.channels else 0,
+        codec=_codec(found, encoder, _decoder_itemsize(family, number, settings.dtype)),
         words=(HALF if cuda else SINGLE) * max(words, default=0),
         largest_layer=number * max(tensors, default=0),
         work=NetworkWork(work, number),
@@ -51,36 +50,47 @@ def read_sizes(found: ModelFolder, settings: ModelConfig, cuda: bool) -> ModelSi
 
 def embedded_sizes(folder: Path, cuda: bool) -> ModelSizes:
     """The sizes of the embedded prior, whose weights lie in `folder`."""
-    tensors = [n for path in sorted(folder.glob("*.safetensors")) for n in header_numbers(path)]
+    tensors = [n for path in sorted(folder.glob("*.safetensors")) for n in header_numbers(path).values()]
     number = HALF if cuda else SINGLE
     work = NetworkWork(EMBEDDED_NUMBERS, number)
     return ModelSizes(number * sum(tensors) + EMBEDDED_TEXT, 0, 0, 0, work, NO_ENCODER, 1)
 
 
-def part_numbers(found: ModelFolder, part: str) -> list[int]:
-    """Numbers in each tensor of the part's weights, those that will be loaded. Raises UserError as the loading does."""
+def part_numbers(found: ModelFolder, part: str) -> dict[str, int]:
+    """Numbers in each tensor of the part's weights by name, those that will be loaded.
+
+    Raises:
+        UserError: as the loading does.
+    """
     fp16 = found.variant(part) is not None
     names = [name for name in found.sha256 if name.startswith(f"{part}/") and name.endswith(".safetensors")]
     chosen = [name for name in names if (".fp16" in name) == fp16 and not name.endswith("_non_ema.safetensors")]
     try:
-        return [n for name in chosen for n in header_numbers(found.path / name)]
+        return {tensor: n for name in chosen for tensor, n in header_numbers(found.path / name).items()}
     except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"prior {found.name}: cannot read the weights in {found.path / part}: {reason}") from None
 
 
-def header_numbers(path: Path) -> Iterator[int]:
-    """Numbers in each tensor of a safetensors file: its header is its length in 8 bytes, then JSON."""
+def header_numbers(path: Path) -> dict[str, int]:
+    """Numbers in each tensor of a safetensors file by name: its header is its length in 8 bytes, then JSON."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(min(length, 100 << 20)))
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            yield math.prod(tensor["shape"])
+    return {name: math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
 
 
-def _vae_itemsize(family: str, number: int, dtype: str) -> int:
-    """SDXL's autoencoder overflows in float16 and is loaded in float32 then."""
+def _codec(found: ModelFolder, encoder: EncoderShape, decoder_itemsize: int) -> int:
+    """Bytes of the autoencoder's weights; the encoder's convolutions are there once more, turned for the gradient."""
+    if not encoder.channels:
+        return 0
+    numbers = part_numbers(found, "vae")
+    encoding = sum(n for name, n in numbers.items() if name.startswith(("encoder.", "quant_conv.")))
+    return 2 * encoder.itemsize * encoding + decoder_itemsize * (sum(numbers.values()) - encoding)
+
+
+def _decoder_itemsize(family: str, number: int, dtype: str) -> int:
+    """SDXL's decoder overflows in float16 and is in float32 then; its encoder is not."""
     return SINGLE if family == "StableDiffusionXLPipeline" and number == HALF and dtype != "bfloat16" else number
 
 

@@ -66,7 +66,11 @@ def load_prior(
     check_prior_name(name)
     settings = settings or _DEFAULT
     if name == EMBEDDED:
-        changed = [key for key in ("dtype", "image_size", "loras") if getattr(settings, key) != getattr(_DEFAULT, key)]
+        changed = [
+            key
+            for key in ("dtype", "image_size", "loras", "compile")
+            if getattr(settings, key) != getattr(_DEFAULT, key)
+        ]
         if changed:
             raise UserError(f"model.{changed[0]} is for other priors: the embedded one is as it is; leave it out")
         from nerf_bridge.prior.embedded import load_embedded  # loads the text encoder's libraries: only when used
@@ -84,6 +88,7 @@ def load_prior(
         loras=parse_loras(settings.loras or ""),
         non_commercial=settings.non_commercial,
         prompt_folder=prompt_folder(),
+        compile=settings.compile,
     )
     found = found or find_prior(name, settings)
     assert found is not None, "only the embedded prior has no folder"

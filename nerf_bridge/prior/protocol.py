@@ -26,11 +26,16 @@ class PromptEmbeddings:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def select(self, indices: Sequence[int] | Tensor) -> PromptEmbeddings:
-        """The rows `indices` ([m] integers, repetitions allowed), in that order."""
-        rows = torch.as_tensor(indices, dtype=torch.long, device=self.tokens.device)
+    def select(self, rows: Sequence[int] | slice | Tensor) -> PromptEmbeddings:
+        """The rows `rows` ([m] integers, repetitions allowed), in that order; a slice never makes the host wait."""
+        if not isinstance(rows, slice):
+            rows = torch.as_tensor(rows, dtype=torch.long, device=self.tokens.device)
         pooled = None if self.pooled is None else self.pooled[rows]
         return PromptEmbeddings(self.tokens[rows], self.mask[rows], pooled)
+
+    def row(self, i: int) -> PromptEmbeddings:
+        """Row `i` alone; as `select` would, without making the host wait for the device."""
+        return self.select(slice(i, i + 1))
 
     def to(self, device: torch.device) -> PromptEmbeddings:
         """The same rows on `device`."""

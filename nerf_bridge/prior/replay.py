@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from nerf_bridge.cuda_graphs import Recording, make_room, record_function
 
 logger = logging.getLogger(__name__)
 
 MOST_GRAPHS = 4  # kept at a time; a run needs one for each number of prompts and views that it asks about
 
 Shapes = tuple[tuple[tuple[int, ...], torch.dtype], ...]
-
-
-@dataclass(frozen=True)
-class _Captured:
-    """A graph, the tensors that it reads and the one that it writes."""
-
-    graph: torch.cuda.CUDAGraph
-    inputs: tuple[Tensor, ...]
-    output: Tensor
 
 
 class Replayed:
@@ -37,7 +29,7 @@ class Replayed:
         """`function` takes tensors on one device and returns one; it must not wait for the GPU."""
         self._function = function
         self._seen: set[Shapes] = set()
-        self._captured: dict[Shapes, _Captured] = {}
+        self._captured: dict[Shapes, Recording] = {}
         self._fails = False
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -49,27 +41,16 @@ class Replayed:
             self._seen.add(shapes)
             return self._function(*inputs)
         captured = self._captured.get(shapes) or self._capture(shapes, inputs)
-        if captured is None:
-            return self._function(*inputs)
-        for place, tensor in zip(captured.inputs, inputs, strict=True):
-            place.copy_(tensor)
-        captured.graph.replay()
-        return captured.output.clone()
+        return self._function(*inputs) if captured is None else captured(inputs)
 
-    def _capture(self, shapes: Shapes, inputs: tuple[Tensor, ...]) -> _Captured | None:
+    def _capture(self, shapes: Shapes, inputs: tuple[Tensor, ...]) -> Recording | None:
         """The graph for `inputs`, kept in place of the oldest; None (logged) when it cannot be made."""
-        if len(self._captured) == MOST_GRAPHS:
-            del self._captured[next(iter(self._captured))]
-        places = tuple(tensor.detach().clone() for tensor in inputs)
-        graph = torch.cuda.CUDAGraph()
-        here = torch.cuda.stream(torch.cuda.current_stream())  # a capture that fails does not come back to it by itself
+        make_room(self._captured, MOST_GRAPHS)
         try:
-            with torch.no_grad(), here, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                output = self._function(*places)
+            self._captured[shapes] = record_function(self._function, inputs, warm_ups=0)
         except RuntimeError as error:
             self._fails = True
             reason = " ".join(str(error).split())[:200]
             logger.warning("the prior runs without CUDA graphs, slower: the capture failed (%s)", reason)
             return None
-        self._captured[shapes] = _Captured(graph, places, output)
         return self._captured[shapes]

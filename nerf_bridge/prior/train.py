@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
+from nerf_bridge.cuda_graphs import record, warm_up
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior.batches import Batch, TrainingData, draw_batch, prepare
 from nerf_bridge.prior.data.captions import build_caption_table
@@ -141,16 +142,8 @@ class Trainer:
 
 def capture(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     """Run `work` three times to warm up, then capture it as a CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph
+    warm_up(work, 3)
+    return record(work)[0]
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:

@@ -54,7 +54,7 @@ class Cameras:
         )
 
     def repeat(self, times: int) -> Cameras:
-        """The whole list `times` times over: cameras a, b repeated twice are a, b, a, b."""
+        """The whole list `times` times over; as indexing would, without making the host wait for the device."""
         return Cameras(
             c2w=self.c2w.repeat(times, 1, 1),
             fovy_rad=self.fovy_rad.repeat(times),

@@ -3,6 +3,8 @@
 import itertools
 import json
 import shutil
+import sys
+from dataclasses import fields, is_dataclass
 
 import pytest
 import torch
@@ -32,8 +34,10 @@ from nerf_bridge.memory.model_sizes import embedded_sizes, read_sizes
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.optimize import render_views, update_occupancy
 from nerf_bridge.paths import data_path
-from nerf_bridge.prior import ViewCondition, find_prior, load_prior
-from nerf_bridge.prior.models.sparing import recompute_blocks
+from nerf_bridge.prior import ViewCondition, find_prior, load_prior, models
+from nerf_bridge.prior.models import group_norm
+from nerf_bridge.prior.models.frozen_encoder import FrozenEncoder
+from nerf_bridge.prior.models.vae_weights import encoder_of
 from nerf_bridge.scene.cameras import turntable_cameras
 from nerf_bridge.scene.scene import build_scene
 
@@ -56,12 +60,33 @@ def _own(module):
     return {value.data_ptr(): value for value in module.state_dict().values()}.values()
 
 
+def constants(encoder):
+    """Bytes of an encoder's tensors."""
+    found = {}
+
+    def look(part):
+        if isinstance(part, torch.Tensor):
+            found[part.data_ptr()] = part.nbytes
+        elif is_dataclass(part):
+            look([getattr(part, field.name) for field in fields(part)])
+        elif isinstance(part, tuple | list):
+            for each in part:
+                look(each)
+
+    look(encoder)
+    return sum(found.values())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_are_those_that_are_loaded(family, tiny_model, tmp_path):
     sizes = sizes_of(tiny_model(family))
     prior = load(tiny_model(family), tmp_path)
     assert sizes.network == held(prior.denoiser.network)
-    assert sizes.codec == (held(prior.codec.vae) if family != "if" else 0)
+    if family == "if":
+        assert sizes.codec == 0
+    else:
+        prior.place(WHOLE)
+        assert sizes.codec == pytest.approx(held(prior.codec.vae) + constants(prior.codec.encoder.encoder), rel=0.1)
     assert sizes.largest_layer == max(value.nbytes for value in _own(prior.denoiser.network))
     assert sizes.view_group == prior.view_group
     if family != "if":
@@ -83,9 +108,12 @@ def test_weights_are_those_that_are_loaded(family, tiny_model, tmp_path):
 def test_precision_is_that_of_the_loading(tiny_model):
     full, half = (sizes_of(tiny_model("sdxl"), cuda=cuda) for cuda in (False, True))
     assert half.network * 2 == full.network and half.words * 2 == full.words
-    assert half.codec == full.codec, "SDXL's autoencoder stays in float32"
+    assert full.codec / 2 < half.codec < full.codec, "SDXL's decoder stays in float32, its encoder does not"
     assert sizes_of(tiny_model("sdxl"), ModelConfig(dtype="bfloat16"), True).codec * 2 == full.codec
-    assert sizes_of(tiny_model("sd-v"), ModelConfig(dtype="float16")).codec * 2 == sizes_of(tiny_model("sd-v")).codec
+    assert sizes_of(tiny_model("sd-v"), cuda=True).codec * 2 == sizes_of(tiny_model("sd-v")).codec
+    on_cpu = sizes_of(tiny_model("sd-v"), ModelConfig(dtype="float16"))
+    assert sizes_of(tiny_model("sd-v")).codec / 2 < on_cpu.codec < sizes_of(tiny_model("sd-v")).codec
+    assert on_cpu.encoder.itemsize == 4, "on a CPU the encoder computes in float32"
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "if"])
@@ -101,7 +129,7 @@ def test_the_encoder_of_tiny_pipelines(family, rung, tiny_model, tmp_path):
     images = torch.rand(n, 3, 64, 64, requires_grad=True)
     with meter:
         prior.encode_image(images).sum().backward()
-    said = estimate.encoder_bytes(rung, config, sizes_of(tiny_model(family), settings))
+    said = estimate.encoder_bytes(rung, config, sizes_of(tiny_model(family), settings), cuda=False)
     assert 0.8 * meter.peak <= said <= 2.5 * meter.peak
 
 
@@ -128,23 +156,52 @@ def lean_attention(monkeypatch):
     )
 
 
-@pytest.mark.parametrize(("recompute", "units"), [(False, 23.4), (True, 9.0)])
-def test_the_big_encoder(recompute, units, lean_attention):
-    """Stable Diffusion's, 512 pixels; a unit is one of the first level's tensors, 64 MiB in half precision."""
+class KernelsOnMeta:
+    """What the GPU's group norm allocates, and nothing of what it computes."""
+
+    @staticmethod
+    def moments(x, bias, groups, skip):
+        return x if skip is None else torch.empty_like(x), torch.empty(len(x), groups, 2, device="meta")
+
+    @staticmethod
+    def normalise(x, bias, stats, norm, silu):
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(grad, x, bias, stats, norm, silu, skip):
+        return torch.empty_like(x)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "recompute", "size", "units"),
+    [
+        (True, False, 512, 9.4),
+        (True, True, 512, 7.1),
+        (True, False, 1024, 8.8),
+        (False, False, 512, 14.1),
+        (False, True, 512, 13.1),
+    ],
+)
+def test_the_big_encoder(cuda, recompute, size, units, monkeypatch):
+    """Stable Diffusion's; a unit is one of the first level's tensors, at 512 pixels 64 MiB in half precision."""
+    if cuda:
+        monkeypatch.setattr(group_norm, "_kernels_fit", lambda x, groups: True)
+        monkeypatch.setitem(sys.modules, "nerf_bridge.prior.models.group_norm_triton", KernelsOnMeta)
+        monkeypatch.setattr(models, "group_norm_triton", KernelsOnMeta, raising=False)
     with torch.device("meta"):
         vae = AutoencoderKL(
             block_out_channels=SD_VAE, down_block_types=("DownEncoderBlock2D",) * 4, latent_channels=4,
             up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, sample_size=512,
         ).requires_grad_(False)  # fmt: skip
-    if recompute:
-        recompute_blocks(vae.encoder)
-    image = torch.empty(1, 3, 512, 512, device="meta", requires_grad=True)
+    encoder = FrozenEncoder(encoder_of(vae, torch.float32)[0], graphs=False)
+    encoder.spare(recompute)
+    image = torch.empty(1, 3, size, size, device="meta", requires_grad=True)
     meter = TensorMeter()
     with meter:
-        vae.encode(image).latent_dist.mode().sum().backward()
-    unit = 512 * 512 * 128
+        encoder(image).sum().backward()
+    unit = size * size * 128
     assert meter.peak / (4 * unit) == pytest.approx(units, abs=0.1)
-    assert encoder_numbers(SD_VAE, 2, 512, recompute) / unit == pytest.approx(units, rel=0.04)
+    assert encoder_numbers(SD_VAE, 2, size, recompute, cuda) / unit == pytest.approx(units, rel=0.04)
 
 
 NETWORKS = {
@@ -289,10 +346,10 @@ def _rest():
 def test_streamed_weights_leave_two_layers_on_the_gpu():
     config = build_config({"prompt": "a"})
     assert (
-        estimate.network_bytes(STREAM, config, BIG)
+        estimate.network_bytes(STREAM, config, BIG, cuda=True)
         < 125 << 20
         < 1000 << 20
-        < estimate.network_bytes(WHOLE, config, BIG)
+        < estimate.network_bytes(WHOLE, config, BIG, cuda=True)
     )
     assert needs_on(WHOLE, config, NO_MODEL, True).network == 0
 
@@ -302,7 +359,7 @@ def test_more_prompts_and_views_need_more():
         build_config({"prompt": "a", "camera.views": n, "guidance.perp_neg": perp, "guidance.bridge_from": 1.0})
         for n, perp in ((1, False), (4, False), (1, True))
     )
-    work = [estimate.network_bytes(WHOLE, config, BIG) - BIG.network for config in (one, four, perp)]
+    work = [estimate.network_bytes(WHOLE, config, BIG, cuda=True) - BIG.network for config in (one, four, perp)]
     assert work[1] == pytest.approx(4 * work[0]) and work[2] == pytest.approx(2 * work[0])
 
 

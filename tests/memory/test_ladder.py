@@ -23,6 +23,7 @@ from nerf_bridge.memory.ladder import (
     within_preset,
 )
 from nerf_bridge.optimize import render_views, training_step
+from nerf_bridge.prior.models.fast_network import FastNetwork
 from nerf_bridge.run.state import Progress, build_optimiser
 from nerf_bridge.scene.scene import build_scene
 
@@ -147,6 +148,24 @@ def test_the_last_rung_shows_the_prior_smaller_images(tiny_model, tmp_path):
     odd = load(tiny_model("sd-epsilon"), tmp_path, image_size=2)
     place(odd, len(RUNGS) - 1)
     assert odd.encode_image(torch.rand(1, 3, 32, 32)).shape == (1, 4, 1, 1)
+
+
+def test_what_was_recorded_is_forgotten_on_another_rung_and_a_streamed_network_is_plain(
+    tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+    prior = load(tiny_model("sd-epsilon"), tmp_path, image_size=16)
+    place(prior, 0)
+    plain = prior.denoiser.network
+    fast = prior.denoiser.network = FastNetwork(plain, "auto", backend="eager")
+    fast.recordings["call"] = prior.codec.encoder.recordings["images"] = "recorded"
+    place(prior, 0)
+    assert fast.recordings and prior.codec.encoder.recordings
+    place(prior, 1)
+    assert prior.denoiser.network is fast
+    assert not fast.recordings and not prior.codec.encoder.recordings
+    place(prior, 4)
+    assert prior.denoiser.network is plain
 
 
 def test_a_prior_without_rungs_is_left_alone():

@@ -29,14 +29,17 @@ from nerf_bridge.prior.models import prompt_cache
 from nerf_bridge.settings import load_yaml
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-SD_VAE, VAE_NUMBERS, T5_NUMBERS = (128, 256, 512, 512), 83_653_863, 4_762_310_656
+SD_VAE, ENCODER_NUMBERS, DECODER_NUMBERS = (128, 256, 512, 512), 34_163_664, 49_490_199
+T5_NUMBERS = 4_762_310_656
 SD21_WORK = unet_numbers((320, 640, 1280, 1280), (True, True, True, False), 64)
 
 
-def model(numbers, words, layer, work, size, vae=2):
+def model(numbers, words, layer, work, size, decoder=2):
     """A big prior in half precision, from published numbers of parameters."""
-    encoder = EncoderShape(SD_VAE, 2, size, vae)
-    return ModelSizes(2 * numbers, vae * VAE_NUMBERS, 2 * words, 2 * layer, NetworkWork(work, 2), encoder, 1)
+    codec = 2 * 2 * ENCODER_NUMBERS + decoder * DECODER_NUMBERS
+    return ModelSizes(
+        2 * numbers, codec, 2 * words, 2 * layer, NetworkWork(work, 2), EncoderShape(SD_VAE, 2, size, 2), 1
+    )
 
 
 SD21 = model(865_910_724, 340_387_840, 33_200_000, SD21_WORK, 512)
@@ -58,7 +61,7 @@ def planned(sizes, memory="auto", free=None, device=CUDA):
     ("sizes", "plans"),
     [
         (SD21, {"80gb": "whole", "24gb": "views", "12gb": "recompute", "8gb": "recompute"}),
-        (SDXL, {"80gb": "whole", "24gb": "recompute", "12gb": "stream", "8gb": "stream"}),
+        (SDXL, {"80gb": "whole", "24gb": "views", "12gb": "recompute", "8gb": "stream"}),
         (FLUX, {"80gb": "whole", "24gb": "stream", "12gb": "stream", "8gb": "stream"}),
     ],
     ids=["sd21", "sdxl", "flux"],
@@ -74,7 +77,7 @@ def test_the_presets_stay_below_their_sizes():
 
 
 def test_auto_takes_the_highest_rung_that_fits_what_is_free():
-    names = [planned(SD21, free=int(gib * GIB))[0] for gib in (140, 12, 3.6, 2, 1.3)]
+    names = [planned(SD21, free=int(gib * GIB))[0] for gib in (140, 11, 3.6, 2, 1.3)]
     assert names == ["whole", "recompute", "prompts", "stream", "half"]
     assert planned(SD21, "8gb", free=3 * GIB)[0] == "stream", "less is free than the preset is made for"
 
@@ -90,7 +93,7 @@ def test_what_fits_nowhere_is_refused_with_the_parts_and_a_remedy():
         planned(FLUX, free=GIB)
     line = str(caught.value)
     assert line.startswith(
-        "memory: the run needs about 1.9 GiB even on the last rung of the memory ladder (network 0.3"
+        "memory: the run needs about 1.8 GiB even on the last rung of the memory ladder (network 0.3"
     )
     assert "1.0 GiB may be taken; close other programs on the GPU, use a smaller model.image_size" in line
     assert "\n" not in line
@@ -108,13 +111,13 @@ def test_where_nothing_is_known_of_the_free_memory_it_starts_at_the_top():
 
 def test_the_line_says_what_is_needed_and_free_and_done():
     plan = choose(published("8gb"), SD21, CUDA, int(7.6 * GIB))
-    assert plan.line("8gb") == f"needs about 4.0 GiB of 7.6 GiB free: memory 8gb, {RUNGS[2].does}"
+    assert plan.line("8gb") == f"needs about 4.1 GiB of 7.6 GiB free: memory 8gb, {RUNGS[2].does}"
     words = choose(published(), FLUX, CUDA, 10 * GIB)
     assert words.line("auto").startswith(
         "needs about 9.3 GiB while prompts are encoded of 10.0 GiB free: memory auto, "
     )
     assert (
-        choose(published(), SD21, CUDA, None).line("auto").startswith("needs about 12.2 GiB: memory auto, everything")
+        choose(published(), SD21, CUDA, None).line("auto").startswith("needs about 11.4 GiB: memory auto, everything")
     )
     assert plan.record()["rung"] == "recompute" and plan.record()["free_gib"] == 7.6
 

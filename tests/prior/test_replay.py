@@ -73,7 +73,7 @@ def calls(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, capture_error_mode: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, capture_error_mode: contextlib.nullcontext())
     return []
 
 
@@ -97,7 +97,7 @@ def test_the_number_of_graphs_is_bounded(calls):
 
 
 def test_a_capture_that_fails_is_told_once_and_the_calls_go_on(calls, monkeypatch, caplog):
-    def refuse(graph, capture_error_mode):
+    def refuse(graph, pool, capture_error_mode):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     monkeypatch.setattr(torch.cuda, "graph", refuse)

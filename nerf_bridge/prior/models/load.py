@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -34,6 +34,7 @@ from nerf_bridge.prior.models.text import (
     encode_sd3,
     encode_sdxl,
 )
+from nerf_bridge.prior.models.vae_weights import check_structure
 from nerf_bridge.prior.protocol import PriorInfo
 
 FLUX_SAMPLE_SIZE = 128  # latents along a side
@@ -52,6 +53,8 @@ class LoadOptions:
         loras: changes of the weights.
         non_commercial: whether the user takes a licence that forbids commercial use.
         prompt_folder: where encoded prompts are kept.
+        compile: on a GPU, "auto" compiles the network beside the first steps, "on" before them, and both run it and the
+            encoder as CUDA graphs; "off" does neither.
     """
 
     device: torch.device
@@ -61,6 +64,7 @@ class LoadOptions:
     loras: tuple[Lora, ...]
     non_commercial: bool
     prompt_folder: Path
+    compile: Literal["auto", "on", "off"] = "auto"
 
 
 def load_model(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
@@ -94,12 +98,12 @@ def load_stable_diffusion(folder: ModelFolder, options: LoadOptions) -> Diffuser
 
 
 def load_sdxl(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
-    """SDXL: latents, with its sizes and pooled prompts; its autoencoder overflows in float16 and stays in float32."""
+    """SDXL: latents, with its sizes and pooled prompts; its decoder overflows in float16 and stays in float32."""
     from diffusers import UNet2DConditionModel
 
     unet = _network(folder, options, "unet", UNet2DConditionModel, torch.float16)
     vae_dtype = torch.float32 if unet.dtype == torch.float16 else unet.dtype
-    codec = _latents(folder, options, unet.config.sample_size, 1, vae_dtype)
+    codec = _latents(folder, options, unet.config.sample_size, 1, vae_dtype, unet.dtype)
     _check_channels(folder, unet, codec)
     denoiser = StableDiffusionXL(unet, codec.image_size, options.device)
     return _assemble(folder, options, codec, denoiser, encode_sdxl)
@@ -175,16 +179,33 @@ def _half(device: torch.device, half: torch.dtype) -> torch.dtype:
 
 
 def _latents(
-    folder: ModelFolder, options: LoadOptions, sample_size: int, patch: int, dtype: torch.dtype
+    folder: ModelFolder,
+    options: LoadOptions,
+    sample_size: int,
+    patch: int,
+    dtype: torch.dtype,
+    encoder_dtype: torch.dtype | None = None,
 ) -> LatentCodec:
-    """The folder's autoencoder, for images of the asked size or of `sample_size` latents a side."""
+    """The folder's autoencoder in `dtype`, for images of the asked size or of `sample_size` latents a side.
+
+    `encoder_dtype` is asked for the encoder; None: `dtype`. Half precision is float16 there on a GPU, being precise
+    enough for gradients where bfloat16 is not, and float32 on a CPU, which would round without being faster.
+    """
     from diffusers import AutoencoderKL
 
     vae: Any = folder.load("vae", AutoencoderKL, dtype, HOST)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     _check_size(options.image_size, factor * patch, folder.name)
     size = options.image_size or factor * sample_size
-    return LatentCodec(vae, size, factor * patch, vae.config.scaling_factor, vae.config.shift_factor or 0.0)
+    try:
+        check_structure(vae)
+    except UserError as error:
+        raise UserError(f"prior {folder.name}: {error}") from None
+    asked, half = encoder_dtype or dtype, (torch.float16, torch.bfloat16)
+    asked = _half(options.device, torch.float16) if asked in half else asked
+    graphs = options.device.type == "cuda" and options.compile != "off"
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
+    return LatentCodec(vae, asked, graphs, size, factor * patch, scale, shift)
 
 
 def _check_channels(folder: ModelFolder, unet: Any, codec: LatentCodec) -> None:
@@ -219,4 +240,4 @@ def _assemble(
     used = {f"lora {lora.path.name} x {lora.scale:g}": lora.sha256 for lora in options.loras}
     about = PriorInfo(folder.name, folder.licence, folder.source, folder.sha256 | used)
     words = CachedWords(models, encode, options.prompt_folder, options.device)
-    return DiffusersPrior(about, process, codec, denoiser, words, options.device)
+    return DiffusersPrior(about, process, codec, denoiser, words, options.device, options.compile)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from nerf_bridge.memory.ladder import RUNGS, Rung
 from nerf_bridge.prior.models.codec import Codec
 from nerf_bridge.prior.models.denoisers import Denoiser
+from nerf_bridge.prior.models.fast_network import FastNetwork
 from nerf_bridge.prior.models.noise import NoiseProcess
 from nerf_bridge.prior.models.sparing import stream_weights
 from nerf_bridge.prior.protocol import PriorInfo, PromptEmbeddings, ViewCondition
@@ -25,6 +27,7 @@ class DiffusersPrior:
         words: prompts to embeddings.
         device: where it computes. The networks come there when they are first used, or by `place`: after the prompts
             are encoded, so that text encoders and network are never there together.
+        compile: on a GPU, "auto" and "on" run the network as a FastNetwork, unless its weights are streamed.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class DiffusersPrior:
         denoiser: Denoiser,
         words: Callable[[Sequence[str]], PromptEmbeddings],
         device: torch.device,
+        compile: Literal["auto", "on", "off"],
     ):
         self.about = about
         self.name = about.name
@@ -43,6 +47,7 @@ class DiffusersPrior:
         self.denoiser = denoiser
         self.words = words
         self.device = device
+        self.compile = compile
         self.rung: Rung | None = None  # until the networks are where they compute
         self.image_size = codec.image_size
         self.knows_cameras = denoiser.knows_cameras
@@ -53,16 +58,30 @@ class DiffusersPrior:
         return self.about
 
     def place(self, rung: Rung) -> None:
-        """Put the networks where they compute, as sparing as `rung` says; from there on only more so."""
+        """Put the networks where they compute, as sparing as `rung` says; from there on only more so.
+
+        What was recorded of them on another rung is given back.
+        """
+        if rung == self.rung:
+            return
         self.codec.place(self.device, rung.recompute_encoder)
-        if rung.stream_network:
-            if self.rung is None or not self.rung.stream_network:
-                stream_weights(self.denoiser.network, self.device)
-        else:
-            self.denoiser.network.to(self.device)
+        self._place_network(rung)
         smaller = self.image_size // rung.image_divisor
         self.codec.image_size = smaller if smaller % self.codec.multiple == 0 else self.image_size
         self.rung = rung
+
+    def _place_network(self, rung: Rung) -> None:
+        network = self.denoiser.network
+        if rung.stream_network:
+            if self.rung is None or not self.rung.stream_network:
+                self.denoiser.network = network.released() if isinstance(network, FastNetwork) else network
+                stream_weights(self.denoiser.network, self.device)
+        elif isinstance(network, FastNetwork):
+            network.forget()
+        else:
+            network.to(self.device)
+            if self.device.type == "cuda" and self.compile != "off":
+                self.denoiser.network = FastNetwork(network, self.compile)
 
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeddings:
         """Embeddings of `prompts`; the text encoders take memory only while this runs, and only for new prompts."""
@@ -94,7 +113,7 @@ class DiffusersPrior:
         for start in range(0, n, size):
             part = slice(start, start + size)
             views = None if condition is None else condition.select(part)
-            rows = embeddings if size == n else embeddings.select(range(n)[part])
+            rows = embeddings if size == n else embeddings.select(part)
             answers.append(self.denoiser(noised[part], self.process.network_time(t[part]), rows, views))
         return self.process.to_noise(torch.cat(answers).to(noised.dtype), noised, t)
 

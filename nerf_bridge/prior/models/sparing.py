@@ -1,12 +1,9 @@
-"""What a big prior does to take less memory: weights that wait in main memory, blocks that are computed again."""
+"""What a big prior does to take less memory: weights that wait in main memory."""
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 
 def stream_weights(network: nn.Module, device: torch.device) -> None:
@@ -24,16 +21,3 @@ def stream_weights(network: nn.Module, device: torch.device) -> None:
         offload_type="leaf_level",
         use_stream=device.type == "cuda",
     )
-
-
-def recompute_blocks(encoder: nn.Module) -> None:
-    """Let the residual blocks of diffusers' `encoder` keep their input alone and compute again in the backward pass.
-
-    Nothing is done a second time; cannot be taken back.
-    """
-    from diffusers.models.resnet import ResnetBlock2D
-
-    for block in encoder.modules():
-        if isinstance(block, ResnetBlock2D) and "forward" not in vars(block):
-            again = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
-            block.forward = again

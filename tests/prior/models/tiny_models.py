@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sentencepiece
 import torch
@@ -72,11 +72,13 @@ def load(
     non_commercial: bool = True,
     device: torch.device = CPU,
     words_device: torch.device = CPU,
+    compile: Literal["auto", "on", "off"] = "auto",
 ) -> DiffusersPrior:
     """The prior in `folder`, by the code that loads the big ones."""
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*")) if path.is_file()]
     model = ModelFolder(str(folder), folder, "for tests", "random weights", hash_files(folder, names) | (sha256 or {}))
-    return load_model(model, LoadOptions(device, words_device, dtype, image_size, loras, non_commercial, cache))
+    options = LoadOptions(device, words_device, dtype, image_size, loras, non_commercial, cache, compile)
+    return load_model(model, options)
 
 
 def _stable_diffusion(folder: Path, predicts: str) -> None:

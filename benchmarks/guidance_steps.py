@@ -1,0 +1,218 @@
+"""The whole optimisation step with SD 2.1-base's sizes, ours beside plain eager ones, stage by stage.
+
+The scene is that of configs/published-3d.yaml, seen from distance 1.5 with a field of view of 55 degrees; its learning
+rates are so small that it stays what it is. "ball" is the opaque ball of benchmarks/bench_inputs.py, marched through a
+shell of cells; "blob" the density that a run starts from.
+
+Two steps are compared with ours, both with diffusers' modules in eager half precision, torch's AdamW, and no decoding
+whose result nobody uses:
+    eager               everything in torch operations, the render too: what the package's kernels stand for;
+    eager, our render   the render by our kernels, so that the guidance alone makes the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.bench_inputs import BALL, DISTANCE, FOVY_DEG, shell_occupancy
+from benchmarks.guidance_cases import PROMPT
+from benchmarks.guidance_models import FAMILIES, Build, make_prior
+from benchmarks.kernel_cases import TWIN_BYTES, Setting, Version
+from benchmarks.kernels import fits
+from benchmarks.timing import GIB, Clock, Timing, peak_gib, time_stages
+from benchmarks.torch_twins import TorchField
+from nerf_bridge.config import GenerateConfig, build_config
+from nerf_bridge.graphed_render import GraphedRender
+from nerf_bridge.guidance import (
+    EncodedWords,
+    distillation_loss,
+    draw_noise,
+    draw_times,
+    encode_words,
+    guidance_gradient,
+    stage_at,
+    t_max_at,
+)
+from nerf_bridge.optimize import regularisers, render_views, training_step, update_occupancy, view_renderer
+from nerf_bridge.prior.protocol import Prior
+from nerf_bridge.run.state import Progress, build_optimiser
+from nerf_bridge.scene.scene import Scene, build_scene
+from nerf_bridge.settings import load_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 25000
+FIRST = {64: 1, 512: 21001}  # of the steps that are timed, at that size: the later ones in stage two of the bridge
+NO_UPDATES = 1000  # steps between two updates of the occupancy while steps are timed; what an update takes is added
+OPENING_UPDATES = 4
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A render of `size` pixels a side of the "ball" or the "blob"."""
+
+    name: str
+    size: int
+    shape: str
+
+
+@dataclass(frozen=True)
+class Runner:
+    """All that a step takes."""
+
+    scene: Scene
+    optimiser: Any
+    prior: Prior
+    words: EncodedWords
+    config: GenerateConfig
+    views: GraphedRender
+
+
+class EagerAdamW(torch.optim.AdamW):
+    """torch's, which tells the step its parameters."""
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All that it moves."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+
+def step_config(case: StepCase, setting: Setting) -> GenerateConfig:
+    """The published settings for this case."""
+    changes: dict[str, Any] = load_yaml(ROOT / "configs" / "published-3d.yaml")
+    changes |= {
+        "prompt": PROMPT,
+        "steps": STEPS,
+        "occupancy.every": NO_UPDATES,
+        "camera.distance_min": DISTANCE,
+        "camera.distance_max": DISTANCE,
+        "camera.fovy_min_deg": FOVY_DEG,
+        "camera.fovy_max_deg": FOVY_DEG,
+        "render.size": max(512 // setting.shrink, 16),
+        "render.early_size": max(64 // setting.shrink, 16),
+        "optim.lr_grid": 1e-12,
+        "optim.lr_decoder": 1e-12,
+    }
+    config = build_config(changes)
+    if case.shape == "blob":
+        return config
+    ball = BALL.model_dump()
+    return build_config(changes | {f"field.{name}": value for name, value in ball.items()})
+
+
+def make_scene(case: StepCase, setting: Setting, config: GenerateConfig) -> Scene:
+    """The scene as it is while steps are timed."""
+    scene = build_scene(config, setting.backend, setting.device)
+    if case.shape == "ball":
+        cells = shell_occupancy(setting.device)
+        scene.occupancy.ema = torch.zeros(cells.shape, device=setting.device)
+        scene.occupancy.occupied = cells
+    else:
+        for step in range(OPENING_UPDATES):
+            update_occupancy(scene, config, step)
+    return scene
+
+
+def make_runner(scene: Scene, config: GenerateConfig, setting: Setting, kind: str) -> Runner:
+    """Optimiser and prior of one kind: "ours", "eager" or "eager, our render"."""
+    build = Build(setting.device, setting.shrink > 1)
+    prior = make_prior(FAMILIES["sd21"], build, ours=kind == "ours")
+    words = encode_words(prior, PROMPT, config.guidance)
+    optimiser: Any = build_optimiser(scene, config)
+    if kind != "ours":
+        groups = [{"params": group["params"], "lr": group["lr"]} for group in optimiser.param_groups]
+        optimiser = EagerAdamW(groups, betas=(0.9, 0.99), eps=config.optim.eps)
+    if kind == "eager":
+        field: Any = TorchField(scene.field, compiled=False)
+        scene = Scene(field, scene.occupancy, scene.environment, scene.step_size, "torch", scene.device)
+    views = view_renderer(scene, 0) if kind == "ours" else GraphedRender(scene, enabled=False)
+    return Runner(scene, optimiser, prior, words, config, views)
+
+
+def time_step(case: StepCase, setting: Setting, clock: Clock, kind: str) -> tuple[dict[str, Timing], int]:
+    """Timings by stage, of the whole step and of the guidance in it, peak memory, and the samples of a view.
+
+    Raises:
+        RuntimeError: it would not fit into memory.
+    """
+    config = step_config(case, setting)
+    scene = make_scene(case, setting, config)
+    with torch.no_grad():
+        n_samples = render_views(scene, config, FIRST[case.size])[0].n_samples
+    plan = Version(kind, list, needs=TWIN_BYTES * n_samples)
+    if kind == "eager" and not fits(plan, setting.device):
+        raise RuntimeError(f"would not fit into memory ({plan.needs / GIB:.0f} GiB)")
+    runner = make_runner(scene, config, setting, kind)
+    steps = iter(range(FIRST[case.size], STEPS))
+
+    def whole() -> None:
+        progress = Progress(step=next(steps))
+        training_step(runner.scene, runner.optimiser, runner.prior, runner.words, runner.config, progress, runner.views)
+
+    measured = {"step": time_stages([whole], clock)[0]}
+    stages = Stages(runner, steps)
+    names = {"render": stages.render, "encode": stages.encode, "predict": stages.predict}
+    names |= {"backward": stages.backward, "optimiser": stages.optimise}
+    timings = time_stages(list(names.values()), clock)
+    measured |= dict(zip(names, timings, strict=False))
+    if kind == "ours" and case.shape == "blob":
+        measured["occupancy update"] = time_stages([stages.update_occupancy], clock)[0]
+    memory = peak_gib(whole, setting.device)
+    if memory is not None:
+        measured["memory"] = Timing(memory, memory, memory, 1)
+    return measured, n_samples
+
+
+class Stages:
+    """The parts of optimize.training_step, each to be run on its own, in order."""
+
+    def __init__(self, runner: Runner, steps: Any):
+        self.of = runner
+        self.steps = steps
+
+    def render(self) -> None:
+        """Cameras to pictures."""
+        self.step = next(self.steps)
+        self.rendering, self.condition = render_views(self.of.scene, self.of.config, self.step, views=self.of.views)
+
+    def encode(self) -> None:
+        """Pictures to latents."""
+        self.x = self.of.prior.encode_image(self.rendering.color.permute(0, 3, 1, 2))
+
+    def predict(self) -> None:
+        """Noise, the prior's answers and the gradient that they make."""
+        config, step, device = self.of.config, self.step, self.of.scene.device
+        t = draw_times(config.seed, step, len(self.x), config.guidance.t_min, t_max_at(step, STEPS, config.guidance))
+        noise = draw_noise(config.seed, step, tuple(self.x.shape)).to(device)
+        stage = stage_at(step, STEPS, config.guidance.bridge_from)
+        self.grad_x = guidance_gradient(
+            self.of.prior, self.x.detach(), t.to(device), noise, self.of.words, self.condition, config.guidance, stage
+        )
+
+    def backward(self) -> None:
+        """Through encoder and render to the parameters."""
+        loss = distillation_loss(self.x, self.grad_x)
+        loss = loss + regularisers(self.of.scene, self.rendering, self.of.config, self.step)
+        self.of.optimiser.zero_grad()
+        loss.backward()
+
+    def optimise(self) -> None:
+        """The guard's norm, and the optimiser."""
+        float(nn.utils.get_total_norm([p.grad for p in self.of.optimiser.parameters if p.grad is not None]))
+        self.of.optimiser.step()
+
+    def update_occupancy(self) -> None:
+        """One update of the grid, as it is after the first ones."""
+        update_occupancy(self.of.scene, self.of.config, next(self.steps))
+
+
+STEP_CASES: dict[str, Callable[[str], StepCase]] = {
+    "step_64": lambda name: StepCase(name, 64, "blob"),
+    "step_512_ball": lambda name: StepCase(name, 512, "ball"),
+    "step_512_blob": lambda name: StepCase(name, 512, "blob"),
+}

@@ -1,0 +1,61 @@
+"""Group norm with SiLU: the twin against autograd in float64, the kernels against the twin."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from nerf_bridge.prior.models.group_norm import backward, moments, normalise
+from nerf_bridge.prior.models.norm import Norm
+
+TESTS = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("with_skip", [True, False])
+def test_the_twin_is_torchs_group_norm_and_its_gradient(silu, with_skip):
+    torch.manual_seed(0)
+    x, skip, grad = (torch.randn(2, 12, 5, 3, dtype=torch.float64).to(memory_format=torch.channels_last) for _ in "abc")
+    bias, gain, offset = (torch.randn(12, dtype=torch.float64) for _ in range(3))
+    norm, more = Norm(gain, offset, 4, 1e-3, 0.25), skip if with_skip else None
+    total, stats = moments(x, bias, 4, more)
+    leaf = x.clone().requires_grad_()
+    whole = leaf + bias[:, None, None] + (skip if with_skip else 0)
+    expected = functional.group_norm(whole, 4, gain, offset, 1e-3)
+    expected = 0.25 * (functional.silu(expected) if silu else expected)
+    pending = torch.zeros_like(bias) if with_skip else bias  # where a sum is stored, the bias is in it
+    assert torch.allclose(normalise(total, pending, stats, norm, silu), expected.detach())
+    (expected_grad,) = torch.autograd.grad(expected, leaf, grad)
+    got = backward(grad, total, pending, stats, norm, silu, more)
+    assert torch.allclose(got, expected_grad + (skip if with_skip else 0))
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.triton
+@pytest.mark.slow
+def test_the_kernels_are_the_twin_in_the_interpreter():
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    command = [sys.executable, "-m", "prior.models.group_norm_cases"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=TESTS.parent)
+    assert done.returncode == 0, done.stderr
+    exact, exact_too, half, half_too = json.loads(done.stdout)
+    for found in (exact, exact_too):
+        assert set(found) == {"sum", "stats", "y", "grad"} and max(found.values()) < 2e-5
+    for found in (half, half_too):
+        assert found["stats"] < 1e-3 and max(found.values()) < 5e-3
+
+
+@pytest.mark.cuda
+@pytest.mark.triton
+@pytest.mark.parametrize("shape", [(1, 128, 100, 60), (2, 256, 33, 17), (1, 512, 16, 16), (3, 16, 5, 7)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
+def test_the_kernels_are_the_twin_on_the_gpu(shape, dtype, tolerance):
+    from prior.models.group_norm_cases import errors
+
+    found = errors("cuda", dtype, shape, groups=min(32, shape[1] // 4))
+    assert max(found.values()) < tolerance, found

@@ -1,0 +1,143 @@
+"""The command that times the guidance: its networks have the published sizes, and every case runs, shrunk, on a CPU."""
+
+from __future__ import annotations
+
+import json
+
+import diffusers
+import pytest
+import torch
+
+from benchmarks import guidance, guidance_cases, guidance_models, guidance_start, guidance_steps
+from benchmarks.guidance_models import FAMILIES, Build
+from benchmarks.kernel_cases import Setting
+from benchmarks.timing import Ceilings
+from nerf_bridge.errors import UserError
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+TRIAL = Setting(CPU, "torch", 32, False, Ceilings(1e10, 1e11, (1.0, 1.0)))
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    before = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()
+    yield
+    diffusers.utils.logging.set_verbosity(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("sd21", 865.9), ("sdxl", 2567.5), ("sd3", 2028.3), ("flux", 11891.2), ("if-xl", 4304.7), ("mvdream", 867.6)],
+)
+def test_networks_have_the_published_numbers_of_parameters(name, millions):
+    network = guidance_models.make_network(FAMILIES[name], Build(META, tiny=False))
+    assert guidance_models.n_parameters(network) == pytest.approx(millions * 1e6, rel=1e-4)
+
+
+def test_operations_are_those_of_the_tables():
+    """1.61 TFLOP for the U-Net at batch 2, 1.12 and 2.28 for the encoder at 512 x 512."""
+    family, build = FAMILIES["sd21"], Build(CPU, tiny=False)
+    flop, weights = guidance_cases.network_work(family, build, 2)
+    forward, both = guidance_cases.encoder_work(family, build, 1)
+    assert (flop, forward, both) == pytest.approx((1.61e12, 1.12e12, 2.28e12), rel=0.02)
+    assert weights == pytest.approx(4 * 865.9e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_ours_and_the_eager_prior_guide_alike(name):
+    """With the same seed they have the same weights: the plain version is the same function, only slower."""
+    grads = []
+    for ours in (True, False):
+        torch.manual_seed(5)
+        build = Build(CPU, tiny=True)
+        views = 4 if name == "mvdream" else 1
+        guide = guidance_cases.guidance_of(guidance_models.make_prior(FAMILIES[name], build, ours), views)
+        size = build.image_size(FAMILIES[name])
+        images = torch.rand(views, 3, size, size, generator=torch.Generator().manual_seed(6)).requires_grad_()
+        torch.manual_seed(7)
+        grads.append(torch.autograd.grad(guide(images), images)[0])
+    assert float(grads[1].abs().max()) > 0
+    assert torch.allclose(*grads, atol=1e-3 * float(grads[1].abs().max()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["step_64", "step_512_ball"])
+def test_the_stages_do_what_the_step_does(name):
+    """Stage by stage and in one go the same gradients come out, for ours and for the eager step."""
+    case = guidance_steps.STEP_CASES[name](name)
+    config = guidance_steps.step_config(case, TRIAL)
+    step = guidance_steps.FIRST[case.size]
+    found = []
+    for kind in ("eager, our render", "eager"):
+        for whole in (True, False):
+            scene = guidance_steps.make_scene(case, TRIAL, config)
+            torch.manual_seed(8)
+            runner = guidance_steps.make_runner(scene, config, TRIAL, kind)
+            if whole:
+                parts = (runner.scene, runner.optimiser, runner.prior, runner.words, config)
+                guidance_steps.training_step(*parts, guidance_steps.Progress(step=step))
+            else:
+                stages = guidance_steps.Stages(runner, iter([step]))
+                for stage in (stages.render, stages.encode, stages.predict, stages.backward, stages.optimise):
+                    stage()
+            found.append(scene.field.hidden_weight.grad.clone())
+    largest = float(found[0].abs().max())
+    assert largest > 0 and torch.equal(found[0], found[1]) and torch.equal(found[2], found[3])
+    assert torch.allclose(found[0], found[2], atol=0.02 * largest)
+
+
+@pytest.mark.slow
+def test_the_command_times_every_case_and_writes_the_results(tmp_path, capsys):
+    out = tmp_path / "results" / "guidance.json"
+    options = ["--device", "cpu", "--shrink", "32", "--seconds", "0.001", "--out", str(out)]
+    cases = ["unet_b2", "vae_512", "step_64", "guidance", "start"]  # the others differ from these in their sizes
+    assert guidance.main([*options, "--cases", *cases, "--families", "if-m", "flux"]) == 0
+    results = json.loads(out.read_text())
+    assert results["left_out"] == [] and results["versions"]["torch"]
+    rows = {(row["case"], row["metric"], row.get("peer")): row for row in results["rows"]}
+    assert rows["unet_b2", "forward", "eager"]["floor"] > 0
+    assert rows["vae_512", "both", "eager"]["peer_value"] > 0
+    assert rows["vae_512", "gradient error", "eager"]["value"] < 0.01
+    for metric in ("step", "render", "encode", "predict", "backward", "optimiser"):
+        assert rows["step_64", metric, "eager"]["value"] > 0 and rows["step_64", metric, "eager, our render"]
+    assert rows["step_64", "occupancy update", None]["unit"] == "ms"
+    assert rows["guidance_flux", "both", "eager"]["floor"] > 0 and rows["guidance_if-m", "backward", "eager"]
+    assert rows["start, second run", "first step", None]["unit"] == "s"
+    assert "guidance_flux" in capsys.readouterr().out
+
+
+def test_without_a_gpu_the_command_says_what_to_do(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert guidance.main([]) == 2
+    assert capsys.readouterr().err == (
+        "--device cuda: torch sees no CUDA GPU; use --device cpu --shrink 32 for a trial\n"
+    )
+
+
+def test_a_peer_that_cannot_run_is_left_out_and_ours_is_kept():
+    def fail():
+        raise RuntimeError("out of\n memory")
+
+    ours = guidance_cases.Version("ours", lambda: [torch.zeros(1)])
+    case = guidance_cases.GuidanceCase("a", {"ours": lambda: ours, "eager": fail}, {"forward": 0.1}, {"views": 1}, {})
+    rows, left_out = guidance.run_alone(case, guidance.Clock(CPU, 1e-4, False))
+    assert [row["metric"] for row in rows] == ["forward", "views"] and rows[0]["floor"] == 0.1
+    assert left_out == ["a, eager: out of memory"]
+
+
+def test_results_of_several_runs_are_joined():
+    old = {"device": "d", "commit": "c", "left_out": ["a, eager: x", "b, eager: y"]}
+    old["rows"] = [{"case": "a", "value": 1}, {"case": "b", "value": 2}]
+    new = {"device": "d", "commit": "c", "left_out": [], "rows": [{"case": "a", "value": 3}]}
+    both = guidance.joined(old, new)
+    assert both["rows"] == [{"case": "a", "value": 3}, {"case": "b", "value": 2}] and both["left_out"] == [
+        "b, eager: y"
+    ]
+    with pytest.raises(UserError, match="the results file is of the commit 'e', this run of 'c'"):
+        guidance.joined(old | {"commit": "e"}, new)
+
+
+def test_the_first_step_is_timed_without_a_compiler_too():
+    found = guidance_start.measure("if-m", Build(CPU, tiny=True))
+    assert found["swapped"] == 0 and 0 < found["first step"] <= found["compiled after"]
