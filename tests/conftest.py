@@ -27,6 +27,8 @@ def _missing() -> dict[str, str]:
             build.find_compiler(kind)
         except build.BuildError as error:
             reasons[marker] = str(error)
+    if "compiler" in reasons:  # nvcc calls it
+        reasons = dict.fromkeys(("nvcc", "cuda"), reasons["compiler"]) | reasons
     if not torch.cuda.is_available():
         reasons["cuda"] = reasons["large_gpu"] = "torch sees no CUDA GPU"
     elif torch.cuda.mem_get_info()[0] < LARGE_GPU_BYTES:

@@ -11,14 +11,14 @@ import math
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from oracle_objects import OBJECTS, KnownObject
 from torch import Tensor
 
+from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.prior.protocol import PriorInfo, PromptEmbeddings, ViewCondition
-from nerf_bridge.prior.render_views import render_views
-from nerf_bridge.scene.cameras import orbit_cameras
+from nerf_bridge.scene.cameras import Cameras, orbit_cameras
+from nerf_bridge.scene.mesh_render import ColoredMesh, FaceColors, shade_mesh
 
 FLAW_WORDS = {"oversaturated", "foggy", "hazy", "blurry", "pixelated", "low-resolution"}
 SHARE_OF_FLAWS = 0.9
@@ -105,15 +105,17 @@ class OraclePrior:
     def _layers(self, c2w: Tensor, fovy_rad: Tensor) -> Tensor:
         """Premultiplied colour and coverage [m, b, 4, s, s] in 0..1; a camera that comes twice is rendered once."""
         views, back = torch.unique(torch.cat([c2w.flatten(1), fovy_rad[:, None]], 1), dim=0, return_inverse=True)
-        matrices, fovy = views[:, :16].reshape(-1, 4, 4).numpy(), views[:, 16].numpy()
+        unknown = torch.full((len(views),), math.nan)  # the renderer needs no angles
+        cameras = Cameras(views[:, :16].reshape(-1, 4, 4), views[:, 16], unknown, unknown, unknown)
+        backend = resolve_backend("auto", "cpu")
         layers = []
         for thing in self.objects:
-            vertices, faces, colors = thing.mesh
-            plain = np.zeros(len(faces), dtype=np.uint8)
-            rendered = render_views(
-                vertices, faces, colors, plain, matrices, fovy, size=self.image_size, supersample=self.supersample
+            vertices, faces, colors = (torch.from_numpy(values) for values in thing.mesh)
+            mesh = ColoredMesh(vertices, faces, FaceColors(colors.float() / 255))
+            images, coverage = shade_mesh(
+                mesh, cameras, self.image_size, backend, (0.0, 0.0, 0.0), self.supersample, lit=True
             )
-            layers.append(torch.from_numpy(rendered[:, [0, 1, 2, 7]]).float() / 255)
+            layers.append(torch.cat([images, coverage[..., None]], dim=-1).permute(0, 3, 1, 2))
         return torch.stack(layers)[:, back]
 
 

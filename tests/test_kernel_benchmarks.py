@@ -237,7 +237,6 @@ def test_occupancy_is_that_of_the_programming_guide(registers, shared, share):
 
 
 @pytest.mark.nvcc
-@pytest.mark.compiler  # which nvcc calls
 def test_the_resources_of_a_real_kernel(tmp_path: Path):
     (source,) = [path for path in resources.build.source_files("cuda") if path.name == "march_cuda.cu"]
     text = resources.compile_report(source, resources.build.find_compiler("cuda"))

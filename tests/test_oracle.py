@@ -145,6 +145,7 @@ def test_an_unknown_camera_means_every_camera(oracle):
     assert (known - hidden).abs().max() > 0.01
 
 
+@pytest.mark.compiler
 def test_a_step_of_four_views_is_quick(oracle):
     condition = views([0.0, 90.0, 180.0, 270.0]).repeat(2)
     words = oracle.encode_prompts(["a green chair"] * 4 + [""] * 4)

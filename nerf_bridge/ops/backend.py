@@ -90,8 +90,11 @@ def load(kind: str, target: str) -> Loaded:
         prebuilt = build.library_path(kind, PREBUILT_DIR)
         path = prebuilt if build.is_current(prebuilt, kind, target) else build.cached_library(kind, target)
         return Loaded(ctypes.CDLL(str(path)), None)
-    except (build.BuildError, OSError) as error:
+    except build.BuildError as error:
         return Loaded(None, str(error))
+    except OSError as error:
+        remedy = "delete what does not load, or set NERF_BRIDGE_CACHE to another folder: then it is built anew"
+        return Loaded(None, f"{error}; {remedy}")
 
 
 def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float | bool | None) -> None:

@@ -37,6 +37,10 @@ _REMEDY = {
     "cpu": "install a C++ compiler (Debian, Ubuntu: apt install g++; macOS: xcode-select --install) or name one in CXX",
     "cuda": "install the CUDA toolkit and put nvcc on the PATH, or set CUDA_HOME to where the toolkit is",
 }
+_REPAIR = {
+    "cpu": "name another C++ compiler in CXX",
+    "cuda": "nvcc needs a C++ compiler (g++) on the PATH; or set CUDA_HOME to another CUDA toolkit",
+}
 
 
 class BuildError(Exception):
@@ -198,15 +202,16 @@ def _nvcc_candidates() -> list[str]:
 
 
 def _run(command: list[str], failure: str) -> str:
+    repair = _REPAIR["cuda" if Path(command[0]).name == "nvcc" else "cpu"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{failure}: {error}") from None
+        raise BuildError(f"{failure}: {error}; {repair}") from None
     if done.returncode != 0:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         cause = next((line for line in lines if "error" in line), lines[0] if lines else f"status {done.returncode}")
         logger.debug("%s\n%s", " ".join(command), done.stderr)
-        raise BuildError(f"{failure}: {cause.strip()} ({command[0]})")
+        raise BuildError(f"{failure}: {cause.strip()} ({command[0]}); {repair}")
     return done.stdout
 
 

@@ -51,6 +51,7 @@ def test_only_finished_runs_are_taken(runs, tmp_path):
         find_runs(tmp_path)
 
 
+@pytest.mark.compiler
 def test_each_asset_is_judged(found):
     chair, sofa = found
     assert chair.hits == [1.0] * 8 and chair.obeyed == 1.0 and chair.true_obeyed == 1.0 and chair.fault == ""
@@ -59,6 +60,7 @@ def test_each_asset_is_judged(found):
     assert chair.pictures.shape == (4, 3, 64, 64) and 0.1 < chair.change < 0.6
 
 
+@pytest.mark.compiler
 def test_a_noun_that_the_classifier_does_not_know_in_truth_is_not_judged(runs):
     red = [replace(m, base_colour_word=None) for m in library()]
     finish(RunDirectory(runs.parent / "red"), "a red chair", box_glb(RED))
@@ -66,6 +68,7 @@ def test_a_noun_that_the_classifier_does_not_know_in_truth_is_not_judged(runs):
     assert only.imagenet is None and only.true_imagenet is None
 
 
+@pytest.mark.compiler
 def test_rows_have_the_truth_beside_them(found):
     rows = {row.metric: row for row in asset_rows(found)}
     assert rows["retrieval_top1"].value == 0.5 and rows["colour_obeyed"].value == 0.5
@@ -75,6 +78,7 @@ def test_rows_have_the_truth_beside_them(found):
     assert {row.case for row in asset_lines(found)} == {"a green chair", "a green sofa"}
 
 
+@pytest.mark.compiler
 def test_the_change_with_azimuth_counts_only_for_asymmetric_things(found):
     turning = [replace(found[0], change=c, true_change=t) for c, t in ((0.3, 0.3), (0.1, 0.3), (0.5, 0.05))]
     rows = {row.metric: row.value for row in asset_rows(turning)}
@@ -95,6 +99,7 @@ def test_prompts_without_truth_are_told_all_at_once(runs, tmp_path):
         measure_assets(find_runs(tmp_path), library(), Knower("chair", GREEN), None)
 
 
+@pytest.mark.compiler
 def test_the_sheet_is_written(found, tmp_path):
     asset_sheet(found, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000

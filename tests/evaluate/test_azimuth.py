@@ -33,6 +33,7 @@ def test_times_have_their_log_snr(log_snr):
     assert 2 * math.log(alpha / sigma) == pytest.approx(log_snr)
 
 
+@pytest.mark.compiler
 def test_the_ideal_denoiser_knows_the_truth_and_loses_most_when_misled(probe):
     right, turned = stored_renders(probe, MODELS, 0), stored_renders(probe, MODELS, 180)
     assert all(len(renders) == 6 for renders in right)
@@ -45,6 +46,7 @@ def test_the_ideal_denoiser_knows_the_truth_and_loses_most_when_misled(probe):
     assert float(ideal_errors(probe, turned, azimuth.time_of(0.0)).min()) > 1e-3
 
 
+@pytest.mark.compiler
 def test_where_nothing_is_seen_the_ideal_answer_is_the_mean(probe):
     right = stored_renders(probe, MODELS, 0)
     blind = ideal_errors(probe, right, 1 - 1e-6)
@@ -66,6 +68,7 @@ def test_the_gate():
     assert errors(([0.1, 0.3], [0.2, 0.6], [0.3, 0.7]), ideal).rise(90).value == pytest.approx(1.0)
 
 
+@pytest.mark.compiler
 def test_a_network_before_training_fails_and_the_rows_say_so(probe):
     rows = azimuth_rows(measure_azimuth(UNet(TINY), probe, MODELS, (-4.0,)), "new views")
     by_metric = {row.metric: row for row in rows}

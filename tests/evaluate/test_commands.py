@@ -76,6 +76,7 @@ def test_an_evaluator_of_another_library_is_told(world, tmp_path, caplog):
     assert f"never saw 1 nouns of {tmp_path / 'library.npz'}" in caplog.text and "armchair" in caplog.text
 
 
+@pytest.mark.compiler
 def test_assets_from_prompts_to_table(world, capsys, tmp_path):
     assert cli.main(["evaluate", "assets", "prompts.txt", "--seed", "4", *world]) == 0
     out = capsys.readouterr().out
@@ -91,6 +92,7 @@ def test_assets_from_prompts_to_table(world, capsys, tmp_path):
     ]
 
 
+@pytest.mark.compiler
 def test_a_failed_run_is_told_after_the_others_were_measured(world, capsys, tmp_path, monkeypatch):
     real = pipeline.generate
 
@@ -106,6 +108,7 @@ def test_a_failed_run_is_told_after_the_others_were_measured(world, capsys, tmp_
     assert {"case": "all", "metric": "failed", "value": 1, "unit": "count"} in json.loads(results.read_text())["rows"]
 
 
+@pytest.mark.compiler
 def test_methods_from_prompts_to_table(world, capsys, tmp_path):
     words = ["evaluate", "methods", "prompts.txt", "--methods", "sds,bridge", "--seeds", "1", *world]
     assert cli.main(words) == 0
@@ -117,6 +120,7 @@ def test_methods_from_prompts_to_table(world, capsys, tmp_path):
     assert {path.name for path in (tmp_path / "out" / "runs").iterdir() if path.is_dir()} == {"sds", "bridge"}
 
 
+@pytest.mark.compiler
 def test_the_prior_from_samples_to_table(world, capsys, tmp_path, monkeypatch):
     oracle = OraclePrior(image_size=16, supersample=1)
     oracle.sha256 = {}

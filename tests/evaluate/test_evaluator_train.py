@@ -34,12 +34,14 @@ def drawn(data, b, seed, strength=0.0):
     return draw_batch(data, b, strength, torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.compiler
 def test_a_batch_is_a_function_of_its_seed(data):
     one, again, other = drawn(data, 8, 1, 0.5), drawn(data, 8, 1, 0.5), drawn(data, 8, 2, 0.5)
     assert torch.equal(one.images, again.images) and not torch.equal(one.images, other.images)
     assert one.images.shape == (8, 3, 64, 64) and 0 <= float(one.images.min()) <= float(one.images.max()) <= 1
 
 
+@pytest.mark.compiler
 def test_colours_are_those_that_are_named(data, monkeypatch):
     """On black, the pixels of a tinted solid are its tint under the light."""
     monkeypatch.setattr("nerf_bridge.evaluate.batches.backgrounds", lambda b, generator: torch.zeros(b, 3))
@@ -75,6 +77,7 @@ def test_pairs_of_solids_have_no_noun_of_their_own():
     assert "hexagonal prism" in kept and not any(" on a" in noun or " next to " in noun for noun in kept)
 
 
+@pytest.mark.compiler
 @pytest.mark.slow
 def test_it_learns_nouns_and_colours(data, monkeypatch):
     monkeypatch.setattr("nerf_bridge.evaluate.batches.backgrounds", lambda b, generator: torch.zeros(b, 3))
@@ -92,6 +95,7 @@ def test_it_learns_nouns_and_colours(data, monkeypatch):
     assert retrieval(trainer.average, data.noun_text, Check(batch.images, batch.noun)) > 0.5  # chance is a sixth
 
 
+@pytest.mark.compiler
 def test_the_average_follows_the_network(data):
     trainer = Trainer(TINY, CPU, 0)
     trainer.step(evaluator_loss(Embedded(trainer.network), data, drawn(data, 8, 0)), 10**6, 1e-2)
@@ -129,6 +133,7 @@ def start(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.compiler
 @pytest.mark.slow
 def test_a_killed_training_gives_what_an_unbroken_one_gives(start, tmp_path, capsys):
     start(tmp_path / "whole")
@@ -146,6 +151,7 @@ def test_a_killed_training_gives_what_an_unbroken_one_gives(start, tmp_path, cap
     assert "finished evaluator" in capsys.readouterr().err
 
 
+@pytest.mark.compiler
 @pytest.mark.slow
 def test_going_on_with_other_options_is_refused(start, tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):

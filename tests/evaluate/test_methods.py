@@ -80,6 +80,7 @@ def test_a_stopped_comparison_goes_on_with_what_is_missing(jobs, tmp_path, monke
     assert len(later) == 7 and not set(later) & set(done) and finished_prompts(jobs) == [0, 1, 2]
 
 
+@pytest.mark.compiler
 def test_a_prompt_that_failed_somewhere_is_left_out_everywhere(jobs, tmp_path, monkeypatch):
     monkeypatch.setattr("nerf_bridge.evaluate.methods.VIEWS", 4)
 

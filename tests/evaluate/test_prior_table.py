@@ -66,6 +66,7 @@ def test_the_pixels_of_the_object():
     assert len(object_pixels(thin, 1.0)) == 26
 
 
+@pytest.mark.compiler
 def test_the_truth_judged_as_a_sample_is_as_good_as_the_truth():
     case = case_of("a green chair")
     truth = true_pictures(case.request, range(3))
@@ -82,6 +83,7 @@ def result(prompt, group, hits, true_hits, obeyed, true_obeyed=(1.0, 1.0)):
     )
 
 
+@pytest.mark.compiler
 def test_rows_of_each_group():
     found = [
         result("a red chair", "nouns", [1.0, 0.0], [1.0, 1.0], [1.0, 1.0]),
@@ -96,6 +98,7 @@ def test_rows_of_each_group():
     assert rows["all", "frechet"].floor > 0
 
 
+@pytest.mark.compiler
 def test_colours_that_truth_does_not_show_are_left_out_of_one_row():
     found = [
         result("a red chair", "nouns", [1.0, 1.0], [1.0, 1.0], [1.0, 0.0], (1.0, 0.0)),
@@ -106,6 +109,7 @@ def test_colours_that_truth_does_not_show_are_left_out_of_one_row():
     assert rows["colour_obeyed_where_truth_is"].value == 1.0
 
 
+@pytest.mark.compiler
 def test_the_distance_grows_with_what_is_wrong(cases):
     judge = random_judge()
     truth = [true_pictures(case.request, range(2)) for case in cases]

@@ -34,6 +34,7 @@ def test_what_has_no_truth_is_told():
         read_prompt("a red horse", plain)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("colour", ["red", "green", "blue", "white", "black", "wooden"])
 def test_true_renders_obey_their_own_prompt(colour):
     request = read_prompt(f"a {colour} horse", library())
@@ -44,6 +45,7 @@ def test_true_renders_obey_their_own_prompt(colour):
     assert 0.02 < float(views.solid().float().mean()) < 0.6
 
 
+@pytest.mark.compiler
 def test_lots_draw_other_models_and_shades():
     request = read_prompt("a red horse", library())
     first, same, other, later = (true_views(request, around(4), lot).images for lot in (0, 0, 1, 2))

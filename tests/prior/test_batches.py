@@ -22,6 +22,7 @@ def data() -> TrainingData:
     return prepare(models, captions, views, encoder, torch.device("cpu"))
 
 
+@pytest.mark.compiler
 def test_batches_have_images_in_range_and_conditions_of_the_right_shapes(data: TrainingData) -> None:
     torch.manual_seed(0)
     batch = draw_batch(data, 16)
@@ -42,6 +43,7 @@ def test_pairs_of_solids_are_drawn_less_than_things_with_one_model() -> None:
     assert repeats[solids[0].name] == repeats[solids[18].name] == 6  # 8 / sqrt(2)
 
 
+@pytest.mark.compiler
 def test_text_and_camera_are_dropped_now_and_then(data: TrainingData) -> None:
     torch.manual_seed(0)
     condition = draw_batch(data, 512).condition

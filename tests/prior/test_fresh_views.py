@@ -35,6 +35,7 @@ def replace(fresh: FreshViews, data: TrainingData, n: int) -> None:
     assert n == 0
 
 
+@pytest.mark.compiler
 def test_every_model_gets_new_views_that_fit_its_new_cameras(models: list[LibraryModel]) -> None:
     data = data_of(models)
     before = data.views.layers.clone(), data.views.cameras.c2w.clone()
@@ -59,6 +60,7 @@ def test_the_rendering_stops_when_told_though_nobody_takes_its_views(
     assert not fresh._thread.is_alive()
 
 
+@pytest.mark.compiler
 def test_a_failure_of_the_rendering_reaches_the_training(models: list[LibraryModel]) -> None:
     fresh = FreshViews(models, PER_MODEL, seed=1, size=0, n_threads=1)
     with pytest.raises(ValueError, match="at least 1"):

@@ -15,6 +15,7 @@ from nerf_bridge.prior.probe import AzimuthProbe
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
 from nerf_bridge.prior.unet import UNet, UNetConfig, schedule
 
+pytestmark = pytest.mark.compiler  # the probe's pictures are rendered by the C++ z-buffer
 CPU = torch.device("cpu")
 TINY = UNetConfig(image_size=64, channels=(64, 64), blocks=1, embedding=64, text_length=8)
 WRONG = ("rise_azimuth_90", "rise_azimuth_180", "rise_elevation_30", "rise_words")

@@ -42,6 +42,7 @@ def render(view: Cameras, size: int = 64, supersample: int = 4, n_threads: int =
     return render_views(*scene(), view.c2w.numpy(), view.fovy_rad.numpy(), size, supersample, n_threads)
 
 
+@pytest.mark.compiler
 def test_front_view_colours_sides_and_light() -> None:
     image = render(cameras((0.0, 0.0)))[0]
     assert image.shape == (8, 64, 64) and image.dtype == np.uint8
@@ -57,6 +58,7 @@ def test_front_view_colours_sides_and_light() -> None:
     assert not image[3:7, row, column].any() and not image[:3, 32, 32].any()
 
 
+@pytest.mark.compiler
 def test_light_is_fixed_in_the_world_and_normals_turn_to_the_camera() -> None:
     """The back face (normal +y) is darker than the front one; winding does not matter."""
     vertices, faces, colors, tintable = scene()
@@ -69,6 +71,7 @@ def test_light_is_fixed_in_the_world_and_normals_turn_to_the_camera() -> None:
     np.testing.assert_array_equal(image, render_views(vertices, faces[:, ::-1], *arguments))
 
 
+@pytest.mark.compiler
 def test_coverage_of_a_square_is_its_area() -> None:
     """A square that faces the camera covers (side * focal / distance)^2 of the image, edge pixels in part."""
     vertices = np.array([[-0.5, 0, -0.5], [0.5, 0, -0.5], [0.5, 0, 0.5], [-0.5, 0, 0.5]], np.float32)
@@ -82,6 +85,7 @@ def test_coverage_of_a_square_is_its_area() -> None:
     np.testing.assert_allclose(image[0], image[7] * shade, atol=1.01)  # premultiplied
 
 
+@pytest.mark.compiler
 def test_relative_luminance_of_the_tintable_part() -> None:
     """Channel 6 is 1 (times shade) for the brightest tintable face, and the ratio of luminances for the others."""
     vertices = np.array([[-0.8, 0, -0.8], [0, 0, -0.8], [0, 0, 0.8], [-0.8, 0, 0.8], [0.8, 0, -0.8], [0.8, 0, 0.8]])
@@ -97,6 +101,7 @@ def test_relative_luminance_of_the_tintable_part() -> None:
     assert abs(black[6, 32, 32] - 255 * shade) <= 1 and not black[:6].any()
 
 
+@pytest.mark.compiler
 def test_a_small_bright_spot_does_not_darken_every_tint() -> None:
     """What a twentieth of the tintable area exceeds counts as white; a spot that is not tintable not at all."""
     vertices, spot = box((0, 0, 0), 0.3), box((0, -0.3, 0.2), 0.04)
@@ -113,6 +118,7 @@ def test_a_small_bright_spot_does_not_darken_every_tint() -> None:
     assert abs(image[6, 38, 32] - 255 * shade * 0.4) <= 2
 
 
+@pytest.mark.compiler
 def test_equals_the_plain_renderer() -> None:
     view = cameras((20.0, 35.0), (205.0, -10.0))
     vertices, faces, colors, _ = scene()
@@ -127,11 +133,13 @@ def test_equals_the_plain_renderer() -> None:
     np.testing.assert_allclose(composed, 255 * expected.permute(0, 3, 1, 2).numpy(), atol=2)
 
 
+@pytest.mark.compiler
 def test_result_does_not_depend_on_threads() -> None:
     view = cameras(*((40.0 * index, 10.0 * index) for index in range(7)))
     np.testing.assert_array_equal(render(view), render(view, n_threads=3))
 
 
+@pytest.mark.compiler
 def test_eye_inside_the_mesh_and_degenerate_faces() -> None:
     """All around the eye is wall: covered everywhere, though every face crosses or lies behind the near plane."""
     vertices = box((0, -3, 0), 0.5)
@@ -143,6 +151,7 @@ def test_eye_inside_the_mesh_and_degenerate_faces() -> None:
     assert (image[0, 7] == 255).all() and (image[0, 0] > 40).all()
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("n_views", [0, 2])
 def test_empty_mesh(n_views: int) -> None:
     view = cameras(*[(0.0, 0.0)] * 2)

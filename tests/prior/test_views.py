@@ -30,6 +30,7 @@ def models():
     return build_primitives(0, n_single=1, n_pairs=1)
 
 
+@pytest.mark.compiler
 def test_each_model_is_rendered_from_its_own_cameras(models):
     views = render_library(models, 2, seed=3, size=32, n_threads=1, show_progress=False)
     assert views.layers.shape == (4, 8, 32, 32) and views.layers.dtype == torch.uint8
@@ -48,6 +49,7 @@ def test_each_model_is_rendered_from_its_own_cameras(models):
     assert bool((views.layers[:, 7].flatten(1).float().mean(1) > 5).all())
 
 
+@pytest.mark.compiler
 def test_the_seed_and_not_the_threads_decides(models):
     first, again, other = (
         render_library(models, 2, seed=seed, size=16, n_threads=n_threads, show_progress=False)
@@ -57,6 +59,7 @@ def test_the_seed_and_not_the_threads_decides(models):
     assert not torch.equal(first.layers, other.layers)
 
 
+@pytest.mark.compiler
 def test_composed_views_show_the_background_where_nothing_is(models):
     views = render_library(models, 1, seed=0, size=32, n_threads=1, show_progress=False).to("cpu")
     n = len(views.layers)
