@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -58,7 +59,7 @@ def rows_of(case: str, runs: Sequence[dict[str, float]], aim: float | None = Non
     rows = []
     for name in runs[0]:
         values = sorted(run[name] for run in runs)
-        figure = Spread(values[len(values) // 2], values[0], values[-1])
+        figure = Spread(statistics.median(values), values[0], values[-1])
         rows.append(spread_row(case, name, figure, "s", floor=aim if name == "to_asset" else None))
     return rows
 

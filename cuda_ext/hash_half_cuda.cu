@@ -199,8 +199,8 @@ NB_EXPORT int hash_half_fwd_f32(const float* points, const __half* table, const 
   return status ? status : launched();
 }
 
-// packed_info [n_rays, 2] or null, as in visit.h; grad_features [n_levels, n, F] half; largest [1] and lit [ceil(n / 32)] as lit_rows_f32 finds them: of rows whose bit is 0, grad_features is not read;
-// grad_table [n_entries, F], added to.
+// packed_info [n_rays, 2] or null, as in visit.h; grad_features [n_levels, n, F] half; largest [1] and lit [ceil(n / 32)] as
+// lit_rows_f32 finds them: of rows whose bit is 0, grad_features is not read; grad_table [n_entries, F], added to.
 NB_EXPORT int hash_half_bwd_f32(const float* points, const __half* grad_features, const uint32_t* lit, const Level* levels,
                                 const int64_t* packed_info, const uint32_t* largest, float* grad_table, int64_t n,
                                 int64_t n_rays, int64_t n_levels, int64_t n_features, double scale, double shift,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import queue
@@ -65,7 +66,8 @@ def visible_gpus(device: str, environment: Mapping[str, str]) -> list[str]:
         return []
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [name.strip() for name in named.split(",") if name.strip()]
+        names = [name.strip() for name in named.split(",") if name.strip()]
+        return list(itertools.takewhile(lambda name: not name.startswith("-"), names))  # CUDA stops there too
     import torch  # takes seconds to load, and a batch on the CPU needs it here for nothing
 
     return [str(i) for i in range(torch.cuda.device_count())]
@@ -73,7 +75,8 @@ def visible_gpus(device: str, environment: Mapping[str, str]) -> list[str]:
 
 def worker_environments(workers: int, gpus: Sequence[str], environment: Mapping[str, str]) -> list[dict[str, str]]:
     """The environment of each worker: one of the `gpus` in turn, and its share of the processors."""
-    share = max(1, len(os.sched_getaffinity(0)) // workers)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = max(1, processors // workers)
     same = {"OMP_NUM_THREADS": str(share), **environment, "TQDM_DISABLE": "1"}
     return [same | ({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}) for i in range(workers)]
 

@@ -119,6 +119,9 @@ def _side_by_side(jobs: Sequence[Job], states: list[JobState], out: Path, engine
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("the batch was stopped; the same command goes on from there") from None
             raise
+    stopped = sum(state.state == "interrupted" for state in states)
+    if stopped:
+        raise Interrupted(f"{stopped} of {len(jobs)} jobs were stopped; the same command goes on from there")
 
 
 def read_batch(out: Path) -> list[JobState]:

@@ -72,6 +72,8 @@ def evaluate_request(arguments: argparse.Namespace) -> EvaluateRequest:
     if arguments.what == "prior":
         foreign = sorted(set(settings) - {"device"})
         problems += [f"evaluate prior makes no runs and takes no setting {name!r}" for name in foreign]
+        if arguments.workers != 1:
+            problems.append("--workers: evaluate prior makes no runs, which could be made side by side")
         if arguments.place is not None:
             problems.append(f"evaluate prior works on no place: {str(arguments.place)!r} is not needed")
     if arguments.what == "methods" and "method" in settings.get("guidance", {}):

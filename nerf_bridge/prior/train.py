@@ -257,8 +257,10 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
 
     fresh = FreshViews(models, arguments.views, seed + world, config.image_size, max(1, threads - 1))
     renew = functools.partial(fresh.replace_one, data)
-    train(trainer, probe, config, arguments.minutes, arguments.lr, renew, keep if rank == 0 else None)
-    fresh.stop()
+    try:
+        train(trainer, probe, config, arguments.minutes, arguments.lr, renew, keep if rank == 0 else None)
+    finally:
+        fresh.stop()
 
 
 def where_to_start(arguments: argparse.Namespace) -> tuple[Path | None, list[dict]]:

@@ -22,7 +22,9 @@ from nerf_bridge.settings import load_yaml
 
 SLUG_CHARACTERS = 48
 DIFFERENCES_SHOWN = 6
-MAY_DIFFER = {"memory"}  # how sparing a run is may change on the way: a run that found too little memory goes on
+# How sparing and how fast a run is may change on the way, and where its model is looked for: a run that found too little
+# memory, or no network, goes on.
+MAY_DIFFER = {"memory", "model.compile", "model.offline"}
 
 Status = Literal["fresh", "resume", "finished"]
 
@@ -243,7 +245,7 @@ def _refuse_foreign_files(path: Path) -> None:
 
 
 def _refuse_other_run(run: RunDirectory, config: GenerateConfig) -> None:
-    there, asked = _flatten(load_yaml(run.config)), _flatten(config.model_dump())
+    there, asked = _flatten(_settings_there(run)), _flatten(config.model_dump())
     if there.get("prompt") != asked["prompt"]:
         raise UserError(f'{run.path} holds a run of another prompt ("{there.get("prompt")}"): choose another --out')
     named = (there.keys() | asked.keys()) - MAY_DIFFER
@@ -254,6 +256,15 @@ def _refuse_other_run(run: RunDirectory, config: GenerateConfig) -> None:
     if len(names) > DIFFERENCES_SHOWN:
         shown.append(f"and {len(names) - DIFFERENCES_SHOWN} more")
     raise UserError(f"{run.path} holds a run with other settings ({'; '.join(shown)}): choose another --out")
+
+
+def _settings_there(run: RunDirectory) -> dict:
+    """The settings of the run, those that it knew nothing of at their defaults; as they stand where they do not fit."""
+    stored = load_yaml(run.config)
+    try:
+        return build_config(stored).model_dump()
+    except UserError:
+        return stored
 
 
 def _flatten(settings: dict, prefix: str = "") -> dict[str, object]:

@@ -68,6 +68,17 @@ def test_a_failure_side_by_side_does_not_stop_the_rest(tmp_path):
     assert states[1].message == "memory ran out"
 
 
+def test_a_run_that_was_stopped_from_outside_is_not_taken_for_done(tmp_path):
+    def work(job: Job) -> None:
+        if job.prompt == "b":
+            raise Interrupted("stopped")
+        finish(job)
+
+    with pytest.raises(Interrupted, match="1 of 3 jobs were stopped; the same command goes on"):
+        run_batch(jobs_for(tmp_path, "a", "b", "c"), tmp_path / "runs", Engine(work, 2))
+    assert on_disk(tmp_path) == ["done", "interrupted", "done"]
+
+
 def test_ctrl_c_interrupts_what_is_at_work_and_begins_nothing_else(tmp_path):
     begun, stopped = [], threading.Event()
 
@@ -142,6 +153,9 @@ def test_the_gpus_are_taken_in_turn_and_the_processors_shared(monkeypatch):
     (given,) = worker_environments(1, [], {"OMP_NUM_THREADS": "5"})
     assert given["OMP_NUM_THREADS"] == "5" and "CUDA_VISIBLE_DEVICES" not in given
     assert worker_environments(99, [], {})[0]["OMP_NUM_THREADS"] == "1"
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert worker_environments(2, [], {})[0]["OMP_NUM_THREADS"] == "3"
 
 
 def test_which_gpus_a_batch_may_use():
@@ -149,6 +163,7 @@ def test_which_gpus_a_batch_may_use():
     assert visible_gpus("cpu", named) == []
     assert visible_gpus("auto", named) == ["2", "GPU-1f"]
     assert visible_gpus("cuda", {"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert visible_gpus("auto", {"CUDA_VISIBLE_DEVICES": "0,-1,1"}) == ["0"]
 
 
 def test_one_worker_is_this_process(tmp_path, monkeypatch):

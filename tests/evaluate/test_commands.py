@@ -50,6 +50,7 @@ def test_wrong_requests_are_told_all_at_once(world, capsys):
         "evaluate 'piror': expected one of prior, assets, methods; did you mean prior?"
     ]
     assert "at least 1" in lines_of(capsys, "prior", "--seeds", "0", *world)[0]
+    assert "side by side" in lines_of(capsys, "prior", "--workers", "2", *world)[0]
     assert "takes no setting 'guidance'" in lines_of(capsys, "prior", "--guidance.scale", "3", *world)[0]
     assert "goes through --methods" in lines_of(capsys, "methods", "--guidance.method", "sds", *world)[0]
     assert "not on the folder" in lines_of(capsys, "methods", "judge", *world)[0]

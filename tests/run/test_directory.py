@@ -123,6 +123,23 @@ def test_other_settings_are_named(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
+    with open_run(tmp_path, CHAIR) as state:
+        settings = yaml.safe_load(state.run.config.read_text())
+        del settings["memory"], settings["guidance"]["perp_neg"], settings["occupancy"]
+        state.run.config.write_text(yaml.safe_dump(settings))
+    assert run_status(tmp_path, CHAIR) == "fresh"
+    other = build_config({"prompt": "a green armchair", "occupancy": {"every": 3}})
+    with pytest.raises(UserError, match="occupancy.every: 8 there, 3 asked for"):
+        open_run(tmp_path, other)
+
+
+def test_what_changes_speed_alone_may_differ(tmp_path):
+    open_run(tmp_path, CHAIR).close()
+    faster = {"prompt": "a green armchair", "memory": "8gb", "model": {"compile": "off", "offline": True}}
+    open_run(tmp_path, build_config(faster)).close()
+
+
 def test_many_other_settings_are_counted(tmp_path):
     open_run(tmp_path, CHAIR).close()
     mesh = {"resolution": 32, "faces": 500, "texture": 64, "height_m": 2.0, "unwrap_seconds": 1.0}
