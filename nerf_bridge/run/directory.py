@@ -22,8 +22,8 @@ from nerf_bridge.settings import load_yaml
 
 SLUG_CHARACTERS = 48
 DIFFERENCES_SHOWN = 6
-# How sparing and how fast a run is, and where its model is looked for, may change on the way: a run that found too little
-# memory, or no network, goes on.
+# How sparing and how fast a run is, and where its model is looked for, may change on the way: so that a run which found
+# too little memory, or no network, goes on.
 MAY_DIFFER = {"memory", "model.compile", "model.offline"}
 
 Status = Literal["fresh", "resume", "finished"]
