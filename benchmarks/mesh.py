@@ -89,7 +89,7 @@ def run_case(path: Path, device: torch.device) -> Case:
     """The finished run in a directory. Raises UserError when there is none."""
     run, config = load_run(path)
     scene = build_scene(config, resolve_backend("auto", device), device)
-    if restore_scene(run, scene) < config.steps:
+    if restore_scene(run, scene).step < config.steps:
         raise UserError(f"{path} is not optimised to its end: run the same `generate` command first")
     return Case(path.name, scene.field, scene.occupancy.occupied, scene.step_size, scene.backend, device)
 

@@ -28,6 +28,7 @@ SPARE = 1.25  # room over the samples that were counted: the views of the next s
 LEAST_ROOM = 1 << 14
 MOST_ROOM = 1 << 22  # beyond, launching takes little beside the work
 MOST_GRAPHS = 6  # kept at a time, each with memory of its own
+MOST_TOGETHER = 2 * MOST_ROOM  # samples that they have room for, all of them together
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ def room_to_replay(wanted: int | None, before: int | None, there: Iterable[int])
     return max(wanted, before)
 
 
+def make_room_for(graphs: dict[tuple[Look, int], DifferentiableRecording], room: int) -> None:
+    """Drop the oldest of `graphs` until there may be one more with `room`."""
+    make_room(graphs, MOST_GRAPHS)
+    while graphs and sum(there for _, there in graphs) + room > MOST_TOGETHER:
+        del graphs[next(iter(graphs))]
+
+
 class GraphedRender:
     """Renders the training views of a scene, replaying graphs where that pays and works."""
 
@@ -89,13 +97,15 @@ class GraphedRender:
         self._before |= {look: room_for(count) for look, count in self._counted.items()}
         self._counted.clear()
 
-    def give_up(self, reason: str) -> None:
-        """Render everything plainly from now on, and free the graphs' memory; logs why, once."""
+    def give_up(self, reason: str) -> bool:
+        """Render everything plainly from now on; logs why, once. Whether that freed the memory of any graphs."""
         if not self._enabled:
-            return
+            return False
+        freed = bool(self._graphs)
         self._enabled = False
         self._graphs.clear()
         logger.warning("rendering without CUDA graphs, slower: %s", reason)
+        return freed
 
     def __call__(
         self,
@@ -136,7 +146,7 @@ class GraphedRender:
 
     def _capture(self, look: Look, room: int, inputs: tuple[Tensor, ...]) -> bool:
         """Capture forward and backward pass; False (logged, and not tried again) when that fails."""
-        make_room(self._graphs, MOST_GRAPHS)
+        make_room_for(self._graphs, room)
         views = _Views(self._scene, look, room)
         try:
             self._graphs[look, room] = record_differentiable(views, inputs, tuple(self._scene.field.parameters()))

@@ -37,7 +37,7 @@ from nerf_bridge.guidance import (
     step_generator,
     t_max_at,
 )
-from nerf_bridge.memory.descent import OutOfMemory, attempt, descend, place
+from nerf_bridge.memory.descent import OutOfMemory, attempt, descend, give_back_unused, place
 from nerf_bridge.memory.ladder import RUNGS, parts_of
 from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.prior.protocol import Prior, ViewCondition
@@ -104,10 +104,13 @@ def optimise(
     with stop_signals() as stopped, bar:
         while progress.step < config.steps:
             work = functools.partial(training_step, scene, optimiser, prior, words, config, progress, views)
-            health = attempt(work, scene, optimiser)
+            refreshes = is_refreshed_at(progress.step, config.steps, config.occupancy)
+            health = attempt(work, scene, optimiser, refreshes)
             if isinstance(health, OutOfMemory):
-                views.give_up("memory ran out")
-                progress = descend(run, scene, optimiser, prior, config, progress, health, log)
+                if views.give_up("memory ran out"):  # what the graphs held may be enough for the same rung
+                    give_back_unused()
+                else:
+                    progress = descend(run, scene, optimiser, prior, config, progress, health, log)
                 continue
             progress = after_step(run, scene, optimiser, config, progress, health, log)
             bar.update(progress.step - bar.n)

@@ -23,8 +23,9 @@ from nerf_bridge.device import resolve_device
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.guidance import EncodedWords, encode_words
 from nerf_bridge.guidance.debias import prompts_by_view
+from nerf_bridge.memory.descent import place
 from nerf_bridge.memory.ladder import RUNGS, is_out_of_memory, within_preset
-from nerf_bridge.memory.preflight import plan_memory
+from nerf_bridge.memory.preflight import bound_views, plan_memory
 from nerf_bridge.mesh.export import MeshStatistics, export_mesh
 from nerf_bridge.mesh.gltf import load_textured_mesh
 from nerf_bridge.mesh.refine_texture import Guide, refine_texture
@@ -34,6 +35,7 @@ from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.ops.memory import keep_freed_memory
 from nerf_bridge.optimize import optimise
 from nerf_bridge.prior import Prior, check_prior_name, find_prior, load_prior
+from nerf_bridge.run.checkpoint import has_checkpoint
 from nerf_bridge.run.directory import (
     RunDirectory,
     default_run_path,
@@ -104,8 +106,10 @@ def story(
     began: float,
 ) -> None:
     """The stages of a run, one after the other, each timed; what came before counts as the stage `start`."""
-    seconds = dict(read_record(run).get("seconds", {}))
+    earlier = read_record(run)
+    seconds, memory = dict(earlier.get("seconds", {})), dict(earlier.get("memory", {}))
     record: dict[str, Any] = {"prompt": config.prompt, "seed": config.seed, "state": "running", "seconds": seconds}
+    record["memory"] = memory
     record |= {"device": device_name(device), "backend": backend, "versions": versions()}
     seconds["start"] = round(seconds.get("start", 0.0) + time.time() - began, 3)
     write_record(run, record)
@@ -113,12 +117,12 @@ def story(
     with timed(run, record, "prior"):
         found = find_prior(config.prior, config.model) if prior is None else None
         plan = plan_memory(config, device, found, known=prior is None)
-        record["memory"] = plan.record()
+        config = bound_views(config, memory.get("view_size") if has_checkpoint(run.checkpoint) else None)
+        record["memory"] = plan.record() | {"setting": config.memory, "view_size": config.render.size}
         prior = prior or load_prior(config.prior, device, config.model, found, plan.words_device)
         check_views(config, prior)
         words = words_of(config, prior)
     record["prior"] = asdict(prior.info())
-    config = within_preset(config)
     with timed(run, record, "optimise"):
         scene = build_scene(config, backend, device)
         progress = optimise(run, config, scene, prior, words, log, plan.rung)
@@ -175,9 +179,10 @@ def export(
         RunError: the mesh could not be written.
     """
     run, config = load_run(run_path)
-    settings = config.model_dump()
+    settings, record = config.model_dump(), read_record(run)
     settings["mesh"] |= dict(changes)
-    config = build_config(settings)
+    settings["memory"] = record.get("memory", {}).get("setting", config.memory)  # that of the run's last part
+    config = within_preset(build_config(settings))
     path = out or run.path / "export.glb"
     check_target(path, config.mesh)
     if path.resolve() == run.asset.resolve():
@@ -186,21 +191,24 @@ def export(
         )
     where = resolve_device(device)
     scene = build_scene(config, resolve_backend(backend, where), where)
-    step = restore_scene(run, scene)
-    if step < config.steps:
-        raise UserError(f"{run_path} stands at step {step} of {config.steps}: run the same `generate` command first")
-    guide = load_guide(config, scene) if config.mesh.refine_steps else None
+    progress = restore_scene(run, scene)
+    if progress.step < config.steps:
+        stands = f"stands at step {progress.step} of {config.steps}"
+        raise UserError(f"{run_path} {stands}: run the same `generate` command first")
+    guide = load_guide(config, scene, progress.rung) if config.mesh.refine_steps else None
     try:
-        return path, make_mesh(scene, config, path, asset_metadata(config, read_record(run).get("prior", {})), guide)
+        return path, make_mesh(scene, config, path, asset_metadata(config, record.get("prior", {})), guide)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from None
 
 
-def load_guide(config: GenerateConfig, scene: Scene) -> Guide:
-    """The prior and the prompts of a finished run, to refine its texture."""
+def load_guide(config: GenerateConfig, scene: Scene, rung: int) -> Guide:
+    """The prior, on the rung of the memory ladder where the run ended, and the prompts, to refine a run's texture."""
     prior = load_prior(config.prior, scene.device, config.model)
     check_views(config, prior)
-    return Guide(prior, words_of(config, prior), config, scene)
+    words = words_of(config, prior)  # before the networks come to the device: text encoders need the room
+    place(prior, rung)
+    return Guide(prior, words, config, scene)
 
 
 def make_mesh(scene: Scene, config: GenerateConfig, path: Path, metadata: dict, guide: Guide | None) -> MeshStatistics:

@@ -14,8 +14,11 @@ from nerf_bridge.graphed_render import (
     LEAST_ROOM,
     MOST_GRAPHS,
     MOST_ROOM,
+    MOST_TOGETHER,
     SPARE,
     GraphedRender,
+    Look,
+    make_room_for,
     packed,
     room_for,
     room_to_replay,
@@ -89,8 +92,7 @@ class Pretended(GraphedRender):
         self.replays, self.captures = 0, []
 
     def _capture(self, look, room, inputs):
-        if len(self._graphs) == MOST_GRAPHS:
-            del self._graphs[next(iter(self._graphs))]
+        make_room_for(self._graphs, room)
         views = graphed_render._Views(self._scene, look, room)
         self.captures.append((look, room))
 
@@ -167,6 +169,29 @@ def test_the_number_of_graphs_is_bounded():
             for number in range(3):
                 render_views(scene, sized, number, views=views)
     assert len(views.captures) == MOST_GRAPHS + 2 and len(views._graphs) == MOST_GRAPHS
+
+
+def test_the_room_of_all_graphs_together_is_bounded():
+    look = Look(4, 64, "albedo", (4, 3), False)
+    graphs = {}
+    for room in (MOST_ROOM, MOST_ROOM // 2, MOST_ROOM // 2, MOST_ROOM // 4, MOST_ROOM):
+        make_room_for(graphs, room)
+        graphs[dataclasses.replace(look, views=len(graphs) + room), room] = "a graph"
+        assert sum(room for _, room in graphs) <= MOST_TOGETHER
+    assert [room for _, room in graphs] == [MOST_ROOM // 2, MOST_ROOM // 4, MOST_ROOM]
+
+
+def test_giving_up_says_whether_graphs_held_memory(caplog):
+    config, scene, _ = make()
+    assert not GraphedRender(scene, enabled=False).give_up("full") and not Pretended(scene).give_up("full")
+    views = Pretended(scene)
+    for number in range(3):
+        views.forget_counts()
+        render_views(scene, config, number, views=views)
+        render_views(scene, config, number, views=views)
+    assert views._graphs and views.give_up("full") and not views._graphs
+    assert not views.give_up("full")
+    assert caplog.text.count("without CUDA graphs, slower: full") == 2
 
 
 def test_a_capture_that_fails_is_told_once_and_the_views_come_all_the_same(monkeypatch, caplog):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import trimesh
 from tiny_run import STEPS, CountingOracle, Killed, outcome, shorten_turntable, tiny_config
 
 from nerf_bridge import pipeline
+from nerf_bridge.memory import ladder
+from nerf_bridge.memory.ladder import PRESETS
 from nerf_bridge.mesh.refine_texture import LEARNING_RATE
 
 REFINE_STEPS = 3
@@ -74,3 +78,39 @@ def test_an_export_refines_with_the_prior_of_the_run(plain, refined, tmp_path, m
     assert np.array_equal(asset(out)[1], asset(refined.asset)[1])
     pipeline.export(plain.path, {}, tmp_path / "b.glb")
     assert asked == ["embedded"]
+
+
+class Placed(CountingOracle):
+    """Knows the rungs that it was placed on."""
+
+    def __init__(self):
+        super().__init__()
+        self.placed = []
+
+    def place(self, rung):
+        self.placed.append(rung.name)
+
+
+def test_an_export_refines_on_the_runs_rung_with_views_of_its_size(tmp_path, monkeypatch):
+    """So it does the very steps that the run itself would have done; also where `memory` changed on the way.
+
+    The oracle takes views of 16 pixels, to which only 8gb shrinks those of 32.
+    """
+    shrunk = [dataclasses.replace(preset, largest_view=16 if preset.name == "8gb" else None) for preset in PRESETS]
+    monkeypatch.setattr(ladder, "PRESETS", shrunk)
+    sparing = tiny_config(memory="8gb", render__size=32)
+    at_once = tiny_config(memory="8gb", render__size=32, mesh__refine_steps=REFINE_STEPS)
+    whole = pipeline.generate(at_once, tmp_path / "whole", CountingOracle())
+
+    class Dies(CountingOracle):
+        def at_step(self, step, noised):
+            raise Killed
+
+    with pytest.raises(Killed):
+        pipeline.generate(tiny_config(memory="12gb", render__size=32), tmp_path / "run", Dies())
+    run = pipeline.generate(sparing, tmp_path / "run", CountingOracle())
+    monkeypatch.setattr(pipeline, "load_prior", lambda *_: oracle)
+    oracle = Placed()
+    out, _ = pipeline.export(run.path, {"refine_steps": REFINE_STEPS}, tmp_path / "a.glb")
+    assert oracle.placed == ["recompute"]
+    assert np.array_equal(asset(out)[1], asset(whole.asset)[1])

@@ -30,13 +30,16 @@ class OutOfMemory:
     reason: str
 
 
-def attempt(step: Callable[[], Done], scene: Scene, optimiser: SkippingAdam) -> Done | OutOfMemory:
+def attempt(step: Callable[[], Done], scene: Scene, optimiser: SkippingAdam, refreshes: bool) -> Done | OutOfMemory:
     """What `step` gives; where memory runs out, nothing of it is left: scene and optimiser are as they were before.
 
-    A step changes the occupancy grid at its beginning, which is put back, and parameters and moments at its end, after
-    all that takes memory.
+    A step changes the occupancy grid at its beginning, if at all, which is put back, and parameters and moments at its
+    end, after all that takes memory.
+
+    Args:
+        refreshes: whether the step changes the occupancy grid.
     """
-    before = {name: value.clone() for name, value in scene.occupancy.state_dict().items()}
+    before = {name: value.clone() for name, value in scene.occupancy.state_dict().items()} if refreshes else None
     try:
         return step()
     except Exception as error:
@@ -44,7 +47,8 @@ def attempt(step: Callable[[], Done], scene: Scene, optimiser: SkippingAdam) -> 
             raise
         lack = OutOfMemory(" ".join(str(error).split())[:200] or type(error).__name__)
     optimiser.zero_grad()  # only here, with the error and the frames that it holds gone, is their memory free
-    scene.occupancy.load_state_dict(before)
+    if before is not None:
+        scene.occupancy.load_state_dict(before)
     return lack
 
 
@@ -73,5 +77,10 @@ def place(prior: Prior, rung: int) -> None:
     """Let the prior do as the rung says, and give back the GPU's memory that is not in use."""
     if isinstance(prior, SparingPrior):
         prior.place(RUNGS[rung])
+    give_back_unused()
+
+
+def give_back_unused() -> None:
+    """Give back the GPU's memory that torch holds for later."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

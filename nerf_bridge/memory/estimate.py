@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nerf_bridge.config import FieldConfig, GenerateConfig
+from nerf_bridge.graphed_render import MOST_GRAPHS, MOST_TOGETHER, room_for
 from nerf_bridge.guidance import prompts_needed
 from nerf_bridge.memory.ladder import Rung
 from nerf_bridge.ops.hash_encoding import HashGridSpec
@@ -28,6 +29,8 @@ TRANSFORMER_WORK = 18  # counted: rows of tokens alive at once (12.5 in SD3, 17.
 SAMPLES_SHARE = 0.5  # counted: of the steps across the box, in published-3d's first views: mean 0.32, most 0.50
 SAMPLE_BYTES = 76  # counted: points twice, ray, start and end, four raw outputs and their gradient, weight
 LIT_NUMBERS = 3  # estimated: further rows of features that normals keep for lit views
+GRAPHS_OF_A_LOOK = 3.1  # rooms of six graphs of one look over the largest: 1 + 3/4 + 1/2 + 3/8 + ...
+LOOKS_OF_MIXED = 3  # kinds of light that take turns, each with graphs of its own
 RAY_BYTES = 256  # counted: origin, direction, background, masks, pixels and their gradients
 PARAMETER_BYTES = 18  # value, gradient and Adam's two moments in float32, and the half-precision copy that is read
 CELL_BYTES = 64  # estimated: of an occupancy cell at a refresh: place, draws, density, order
@@ -120,7 +123,7 @@ def needs_on(rung: Rung, config: GenerateConfig, sizes: ModelSizes, cuda: bool) 
         words=sizes.words,
         network=network_bytes(rung, config, sizes, cuda),
         encoder=sizes.codec + int(SLACK * encoder_bytes(rung, config, sizes, cuda)),
-        render=int(SLACK * render_bytes(rung, config, sizes.view_group, cuda)),
+        render=int(SLACK * (render_bytes(rung, config, sizes.view_group, cuda) + graph_bytes(rung, config, cuda))),
         field=field_bytes(config.field) + CELL_BYTES * config.occupancy.resolution**3,
         rest=REST_CUDA if cuda else REST_CPU,
     )
@@ -184,19 +187,38 @@ def transformer_numbers(tokens: int, width: int) -> int:
 
 
 def render_bytes(rung: Rung, config: GenerateConfig, view_group: int, cuda: bool) -> int:
-    """Rays, and the samples that are in memory at once, forward and backward, at the largest size of the schedule.
-
-    A sample keeps its features for the backward pass, where their gradients come beside them.
-    """
-    render, field = config.render, config.field
+    """Rays, and the samples that are in memory at once, forward and backward, at the largest size of the schedule."""
+    render = config.render
     size = max(render.size, render.early_size or 0)
     rays = views_at_once(rung, config, view_group) * size**2
     samples = int(rays * render.samples_across * SAMPLES_SHARE)
     samples = min(samples, rung.samples_at_once or samples)
+    return rays * RAY_BYTES + samples * sample_bytes(config, cuda)
+
+
+def graph_bytes(rung: Rung, config: GenerateConfig, cuda: bool) -> int:
+    """What the CUDA graphs of the views hold beside the plain rendering: as much for a sample that they have room for.
+
+    Only the first rung has graphs, and only where views of some size of the schedule have few enough samples. Larger
+    ones get them when the scene has cleared, and what the plain rendering needed at first is then free for them.
+    """
+    if not cuda or rung.one_group:
+        return 0
+    render = config.render
+    across = config.camera.views * render.samples_across * SAMPLES_SHARE
+    rooms = [room_for(int(across * size**2)) for size in (render.early_size or render.size, render.size)]
+    largest = max((room for room in rooms if room is not None), default=0)
+    graphs = min(GRAPHS_OF_A_LOOK * (LOOKS_OF_MIXED if render.shading == "mixed" else 1), MOST_GRAPHS)
+    return int(min(graphs * largest, MOST_TOGETHER)) * sample_bytes(config, cuda)
+
+
+def sample_bytes(config: GenerateConfig, cuda: bool) -> int:
+    """Of a sample: it keeps its features for the backward pass, where their gradients come beside them."""
+    render, field = config.render, config.field
     features = field.n_levels * field.n_features
     number = 2 if cuda and field.precision == "auto" else 4
     lit = 0 if render.shading == "albedo" else LIT_NUMBERS * 4 * features + 8 * field.hidden_width
-    return rays * RAY_BYTES + samples * (SAMPLE_BYTES + 2 * number * features + lit)
+    return SAMPLE_BYTES + 2 * number * features + lit
 
 
 def field_bytes(field: FieldConfig) -> int:

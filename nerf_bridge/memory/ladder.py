@@ -15,6 +15,7 @@ from nerf_bridge.config import GenerateConfig
 from nerf_bridge.errors import RunError
 
 LAST_RESORT = "use a smaller model.image_size, a smaller prior, or --device cpu"
+LACKS = ("out of memory", "alloc_failed", "defaultcpuallocator")  # in lower case: CUDA and our kernels; libraries; CPU
 
 
 @dataclass(frozen=True)
@@ -115,5 +116,10 @@ def rung_below(rung: int, reason: str) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on the GPU, in Python, or in torch on the CPU, whose error is a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether memory ran out: on the GPU, in Python, or where only the text of a RuntimeError says so.
+
+    Such are those of torch on the CPU, of the CUDA driver, of cuBLAS and cuDNN, and of our kernels.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(lack in str(error).lower() for lack in LACKS)

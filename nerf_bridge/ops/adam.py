@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -66,30 +66,45 @@ class SkippingAdam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """One step on all parameters that have a gradient."""
-        for parameter in self.parameters:  # before any update: memory that runs out leaves nothing half-done
+        """One step on all parameters that have a gradient.
+
+        All that takes memory comes before the first change: memory that runs out leaves nothing half-done.
+        """
+        for parameter in self.parameters:
             if parameter.grad is not None and parameter not in self.state:
                 moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
                 self.state[parameter] = {"step": torch.zeros(())} | moments
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad.contiguous(), group)
+        changes = [
+            self._prepared(parameter, parameter.grad.contiguous(), group)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        for change in changes:
+            change()
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _prepared(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Callable[[], None]:
+        """What changes `parameter` and its state, and takes no memory for it."""
         state, (beta1, beta2) = self.state[parameter], group["betas"]
-        state["step"] += 1
-        step, moments = float(state["step"]), (state["exp_avg"], state["exp_avg_sq"])
+        step, moments = float(state["step"]) + 1, (state["exp_avg"], state["exp_avg_sq"])
         rate, root = float(group["lr"]) / (1 - beta1**step), math.sqrt(1 - beta2**step)
         keep, skip = 1.0 - float(group["lr"]) * float(group["weight_decay"]), bool(group["skip"])
         numbers = (rate, root, keep, float(beta1), float(beta2), float(group["eps"]))
         tensors = (gradient, parameter, *moments)
         aligned = all(tensor.data_ptr() % 16 == 0 for tensor in tensors)  # the GPU reads four numbers at a time
-        if self.backend == "torch" or not aligned:
-            adam_torch(*tensors, *numbers, skip=skip)
-        else:
-            run_kernel(self.backend, "adam", *tensors, gradient.numel(), *numbers, skip)
-            torch.autograd.graph.increment_version(parameter)
+        plain = self.backend == "torch" or not aligned
+        new = adam_torch(*tensors, *numbers, skip=skip) if plain else None
+
+        def change() -> None:
+            if new is None:
+                run_kernel(self.backend, "adam", *tensors, gradient.numel(), *numbers, skip)
+                torch.autograd.graph.increment_version(parameter)
+            else:
+                for mine, theirs in zip((parameter, *moments), new, strict=True):
+                    mine.copy_(theirs)
+            state["step"] += 1
+
+        return change
 
 
 def adam_torch(
@@ -104,8 +119,8 @@ def adam_torch(
     beta2: float,
     eps: float,
     skip: bool,
-) -> None:
-    """The reference of the kernel in plain torch operations: changes `value`, `mean` and `square`.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The reference of the kernel in plain torch operations: what `value`, `mean` and `square` become.
 
     Args:
         gradient, value, mean, square: of one shape.
@@ -119,5 +134,6 @@ def adam_torch(
     new_mean = mean + (1 - beta1) * (gradient - mean)
     new_square = beta2 * square + (1 - beta2) * gradient * gradient
     new_value = keep * value - rate * new_mean / (new_square.sqrt() / root + eps)
-    for tensor, new in ((value, new_value), (mean, new_mean), (square, new_square)):
-        tensor.copy_(torch.where(moved, new, tensor))
+    pairs = ((new_value, value), (new_mean, mean), (new_square, square))
+    new_value, new_mean, new_square = (torch.where(moved, new, old) for new, old in pairs)
+    return new_value, new_mean, new_square

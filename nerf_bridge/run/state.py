@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -85,22 +86,26 @@ def restore(run: RunDirectory, scene: Scene, optimiser: SkippingAdam) -> Progres
     tensors, state = loaded
     try:
         load_tensors(scene, optimiser, tensors)
-        guards = StepGuard(**state["guard"]), EmptyGuard(**state["empty"])
-        return Progress(state["step"], *guards, state.get("rung", 0))
+        return _progress(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _of_another_kind(run, error) from None
 
 
-def restore_scene(run: RunDirectory, scene: Scene) -> int:
-    """Load the scene alone from the checkpoint of `run`; its step, 0 without one. Raises UserError if damaged."""
+def restore_scene(run: RunDirectory, scene: Scene) -> Progress:
+    """Load the scene alone from the checkpoint of `run`; at step 0 without one. Raises UserError if damaged."""
     loaded = load_checkpoint(run.checkpoint)
     if loaded is None:
-        return 0
+        return Progress()
     try:
         load_scene(scene, loaded[0])
-        return int(loaded[1]["step"])
+        return _progress(loaded[1])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise _of_another_kind(run, error) from None
+
+
+def _progress(state: dict[str, Any]) -> Progress:
+    guards = StepGuard(**state["guard"]), EmptyGuard(**state["empty"])
+    return Progress(state["step"], *guards, state.get("rung", 0))
 
 
 def _of_another_kind(run: RunDirectory, error: Exception) -> UserError:

@@ -1,19 +1,25 @@
 """Memory that runs out at a step takes the run one rung down, and nothing else changes."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_run import STEPS, CountingOracle, Killed, outcome, shorten_turntable, steps_of, tiny_config
 
 from nerf_bridge import optimize, pipeline
+from nerf_bridge.graphed_render import GraphedRender
 from nerf_bridge.guidance import encode_words
+from nerf_bridge.memory import ladder
 from nerf_bridge.memory.descent import OutOfMemory, attempt
-from nerf_bridge.memory.ladder import RUNGS
+from nerf_bridge.memory.ladder import PRESETS, RUNGS
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.optimize import optimise, training_step
 from nerf_bridge.run.checkpoint import load_checkpoint
 from nerf_bridge.run.directory import RunDirectory, read_record
 from nerf_bridge.run.events import EventLog, read_events
 from nerf_bridge.run.state import Progress, build_optimiser, save, scene_tensors
+from nerf_bridge.scene.occupancy import OccupancyGrid
 from nerf_bridge.scene.scene import build_scene
 
 CPU = torch.device("cpu")
@@ -51,15 +57,15 @@ def rungs_told(path):
     return [(e["step"], e["rung"]) for e in read_events(path / "events.jsonl") if e["event"] == "memory"]
 
 
-def run_loop(path, prior, rung=0, **changes):
-    """The loop alone in `path`; where it stands at the end, and every tensor of its state."""
+def run_loop(path, prior, rung=0, checkpointed=True, **changes):
+    """The loop alone in `path`; where it stands at the end, and every tensor of its state if that was kept."""
     path.mkdir(parents=True, exist_ok=True)
     config, scene, _ = make(**changes)
     (path / "previews").mkdir(exist_ok=True)
     words = encode_words(prior, config.prompt, config.guidance)
     with EventLog(path / "events.jsonl") as log:
         progress = optimise(RunDirectory(path), config, scene, prior, words, log, rung)
-    return progress, load_checkpoint(path / "checkpoint")[0]
+    return progress, load_checkpoint(path / "checkpoint")[0] if checkpointed else None
 
 
 def by_hand(rungs, **changes):
@@ -145,14 +151,46 @@ def test_after_memory_ran_out_nothing_of_the_step_is_held():
         scene.field.table.grad = torch.ones_like(scene.field.table)
         raise FULL
 
-    assert attempt(step, scene, optimiser) == OutOfMemory(str(FULL))
+    assert attempt(step, scene, optimiser, refreshes=True) == OutOfMemory(str(FULL))
     assert same(before, scene_tensors(scene, optimiser)) and scene.field.table.grad is None
 
 
 def test_other_errors_go_through():
     _, scene, optimiser = make()
     with pytest.raises(ZeroDivisionError):
-        attempt(lambda: 1 // 0, scene, optimiser)
+        attempt(lambda: 1 // 0, scene, optimiser, refreshes=False)
+
+
+def test_the_occupancy_is_copied_only_at_steps_that_change_it(tmp_path, monkeypatch):
+    copied = []
+    real = OccupancyGrid.state_dict
+    monkeypatch.setattr(optimize, "save", lambda *_: None)  # which copies too
+    monkeypatch.setattr(OccupancyGrid, "state_dict", lambda grid, *a, **k: copied.append(1) or real(grid, *a, **k))
+    run_loop(tmp_path, Full(), checkpointed=False, occupancy__every=4)
+    assert len(copied) == 2, "steps 0 and 4 of 6"
+
+
+class GraphsThat(GraphedRender):
+    """Renders plainly, and says of each giving up whether it freed anything."""
+
+    def __init__(self, scene, freed):
+        super().__init__(scene, enabled=False)
+        self.freed = iter(freed)
+
+    def give_up(self, reason):
+        return next(self.freed)
+
+
+def test_where_graphs_held_memory_the_same_rung_is_tried_once_more(tmp_path, monkeypatch):
+    """Question 3, step 2, fails with graphs; question 5, step 3, without any."""
+    given_back = []
+    monkeypatch.setattr(optimize, "view_renderer", lambda scene, rung: GraphsThat(scene, [True, False]))
+    monkeypatch.setattr(optimize, "give_back_unused", lambda: given_back.append(1))
+    prior = Full(lacks={3, 5})
+    _, tensors = run_loop(tmp_path, prior)
+    assert given_back == [1] and rungs_told(tmp_path) == [(3, "views")]
+    assert prior.placed == ["whole", "views"]
+    assert same(tensors, by_hand([0, 0, 0, 1, 1, 1]))
 
 
 def test_no_moment_moves_before_there_is_room_for_all(monkeypatch):
@@ -197,3 +235,61 @@ def test_memory_may_be_set_otherwise_when_a_run_goes_on(tmp_path, monkeypatch):
     pipeline.generate(tiny_config(memory="8gb"), tmp_path / "run", Full())
     assert set(seen) == {2}
     assert set(outcome(tmp_path / "run")) >= {"asset.glb", "config.yaml"}
+
+
+class AnySize(Full):
+    """Takes views of any size."""
+
+    def encode_image(self, images):
+        return super().encode_image(torch.nn.functional.interpolate(images, 16, mode="area"))
+
+
+@pytest.fixture
+def presets_of_12_pixels(monkeypatch):
+    """Presets that bound the views do so to 12 pixels."""
+    monkeypatch.setattr(ladder, "PRESETS", [replace(p, largest_view=12 if p.largest_view else None) for p in PRESETS])
+
+
+def told_of_views(caplog):
+    return [r.getMessage() for r in caplog.records if r.getMessage().startswith("views of")]
+
+
+def sizes_of_views(monkeypatch):
+    """Pixels along a side of the views of every step from now on."""
+    seen = []
+    monkeypatch.setattr(
+        optimize, "training_step", lambda *arguments: seen.append(arguments[4].render.size) or training_step(*arguments)
+    )
+    return seen
+
+
+@pytest.mark.usefixtures("presets_of_12_pixels")
+def test_a_preset_that_shrinks_the_views_tells_it_and_records_it(tmp_path, monkeypatch, caplog):
+    shorten_turntable(monkeypatch)
+    seen = sizes_of_views(monkeypatch)
+    caplog.set_level("INFO", "nerf_bridge")
+    run = pipeline.generate(tiny_config(memory="8gb"), tmp_path / "small", AnySize())
+    assert set(seen) == {12} and told_of_views(caplog) == ["views of 16 pixels become 12 (memory 8gb)"]
+    assert read_record(run)["memory"]["view_size"] == 12 and read_record(run)["memory"]["setting"] == "8gb"
+    caplog.clear()
+    run = pipeline.generate(tiny_config(memory="80gb"), tmp_path / "large", AnySize())
+    assert read_record(run)["memory"]["view_size"] == 16 and told_of_views(caplog) == []
+
+
+@pytest.mark.usefixtures("presets_of_12_pixels")
+def test_views_that_change_their_size_when_a_run_goes_on_are_told(tmp_path, monkeypatch, caplog):
+    """Begun with `auto`, which never shrinks; on rung 2, that of 8gb, a step asks twice, once for each view."""
+    shorten_turntable(monkeypatch)
+    caplog.set_level("INFO", "nerf_bridge")
+    smaller = "views of 16 pixels become 12"
+    for memory, end, size, told in (
+        ("auto", 4, 16, []),
+        ("8gb", 6, 12, [f"{smaller} from here on (memory 8gb)"]),
+        ("8gb", 1, 12, [f"{smaller} (memory 8gb)"]),
+        ("auto", None, 16, ["views of 12 pixels become 16 from here on (memory auto)"]),
+    ):
+        caplog.clear()
+        with monkeypatch.context() as patch, pytest.raises(Killed) if end else nullcontext():
+            seen = sizes_of_views(patch)
+            pipeline.generate(tiny_config(memory=memory), tmp_path / "run", AnySize(ends={end}))
+        assert set(seen) == {size} and told_of_views(caplog) == told

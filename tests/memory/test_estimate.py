@@ -333,6 +333,25 @@ def test_each_rung_needs_no_more_than_the_one_above():
     assert all(below < above for above, below in itertools.pairwise(steps))
 
 
+@pytest.mark.parametrize(
+    ("changes", "samples"),
+    [
+        ({"render.size": 64}, 3.1 * 196608),  # half of 64^3 samples, with a quarter to spare
+        ({"render.size": 512, "render.early_size": 64}, 3.1 * 196608),
+        ({"render.size": 64, "render.shading": "mixed"}, 6 * 196608),
+        ({"render.size": 128, "render.samples_across": 256, "render.shading": "mixed"}, 2 << 22),
+        ({"render.size": 512}, 0),
+    ],
+)
+def test_the_graphs_of_the_views_hold_memory_on_the_first_rung_of_a_gpu(changes, samples):
+    config = build_config({"prompt": "a", "camera.views": 1} | changes)
+    said = estimate.graph_bytes(WHOLE, config, cuda=True)
+    assert said == pytest.approx(samples * estimate.sample_bytes(config, cuda=True), rel=1e-5)
+    plain = render_bytes(WHOLE, config, 1, cuda=True)
+    assert needs_on(WHOLE, config, NO_MODEL, cuda=True).render == int(estimate.SLACK * (plain + said))
+    assert estimate.graph_bytes(WHOLE, config, cuda=False) == estimate.graph_bytes(RUNGS[1], config, cuda=True) == 0
+
+
 def test_the_text_encoders_are_gone_before_the_rest_comes():
     config = build_config({"prompt": "a"})
     small, large = (needs_on(WHOLE, config, ModelSizes(10, 10, words, 1, *_rest()), True) for words in (5, 10**12))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -100,6 +101,33 @@ def test_a_parameter_without_gradient_has_no_state():
     assert torch.equal(parameters[0].detach(), torch.zeros(2)) and bool((parameters[1] < 0).all())
     optimiser.zero_grad()
     assert parameters[1].grad is None
+
+
+@pytest.mark.parametrize("lacking", range(8))
+def test_memory_that_runs_out_in_the_middle_of_a_step_changes_nothing(lacking, monkeypatch):
+    """Also after the first of two parameters is computed: at every place where a step takes memory for a `where`."""
+    parameters = [torch.ones(5, requires_grad=True), torch.ones(3, requires_grad=True)]
+    optimiser = SkippingAdam([{"params": parameters, "lr": 0.1, "skip": True}], (0.9, 0.99), 1e-6, "torch")
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+    tensors = [p.detach() for p in parameters] + [t for state in optimiser.state.values() for t in state.values()]
+    before, taken, where = [tensor.clone() for tensor in tensors], itertools.count(), torch.where
+
+    def full(*arguments):
+        if next(taken) == lacking:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return where(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "where", full)
+        if lacking < 6:
+            with pytest.raises(torch.OutOfMemoryError):
+                optimiser.step()
+        else:
+            optimiser.step()
+    same = all(torch.equal(tensor, old) for tensor, old in zip(tensors, before, strict=True))
+    assert same == (lacking < 6)
 
 
 def test_making_one_does_not_wait_for_torchs_compiler():

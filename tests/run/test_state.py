@@ -66,7 +66,7 @@ def test_moments_count(tmp_path):
     run, work = RunDirectory(tmp_path), Work().do(range(3))
     save(run, work.scene, work.optimiser, work.config, Progress(3))
     other = Work()
-    assert restore_scene(run, other.scene)
+    assert restore_scene(run, other.scene).step
     assert torch.equal(other.scene.field.table, work.scene.field.table)
     work.do([3]), other.do([3])
     assert not torch.equal(other.scene.field.table, work.scene.field.table)
@@ -93,7 +93,7 @@ def test_no_checkpoint_is_nothing_to_restore(tmp_path):
     work = Work()
     before = work.tensors()
     assert restore(RunDirectory(tmp_path), work.scene, work.optimiser) is None
-    assert restore_scene(RunDirectory(tmp_path), work.scene) == 0
+    assert restore_scene(RunDirectory(tmp_path), work.scene) == Progress()
     assert same(work.tensors(), before)
 
 

@@ -3,7 +3,8 @@
 `torch.compile` runs in a thread beside the steps, so that the first one does not wait for it. That is safe for these
 reasons: what torch.compile keeps while it works belongs to its thread (tracing, fake tensors) or is locked; the main
 thread meanwhile replays graphs and runs none of the network's Python; recordings are made by the main thread alone, in
-the mode in which other threads' use of the GPU does not end them; and the recording of the compiled network may find
+the mode in which other threads' use of the GPU does not end them, the plain one before its own kind of call is compiled
+(what cannot be recorded answers plainly, and is not compiled); and the recording of the compiled network may find
 nothing more to compile, or it is given up and the plain graph stays. The thread is waited for when the program ends, so
 that no half-torn-down interpreter runs under it, and so that the next run finds a full cache.
 
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from nerf_bridge.cuda_graphs import WARM_UPS, Recording, make_room, record_function, warm_up
+from nerf_bridge.memory.ladder import is_out_of_memory
 from nerf_bridge.ops.build import cache_dir
 
 logger = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class FastNetwork:
         self.compiled = torch.compile(network, dynamic=False, fullgraph=True, backend=backend)
         self.recordings: dict[Key, Answering] = {}
         self.jobs: dict[Key, CompileJob] = {}
+        self.fails = False  # whether a recording of the plain network failed
 
     @property
     def config(self) -> Any:
@@ -91,10 +94,10 @@ class FastNetwork:
         key = (str(spec), *(_kind(leaf) for leaf in leaves))
         answering = self.recordings.get(key)
         if answering is None:
-            answering = self._first(key, leaves, spec)
+            answering = None if self.fails else self._first(key, leaves, spec)
         elif not answering.compiled:
             answering = self._swapped(key, answering, leaves, spec)
-        return answering.recording(given)
+        return self.network(*args, **kwargs) if answering is None else answering.recording(given)
 
     def forget(self) -> None:
         """Give back the memory of the recordings; later calls are recorded anew. What is compiled stays."""
@@ -107,14 +110,25 @@ class FastNetwork:
         self.forget()
         return self.network
 
-    def _first(self, key: Key, leaves: list[Any], spec: TreeSpec) -> Answering:
-        """The plain network's recording, or under "on" the compiled one's; the plain one is compiled from now on."""
+    def _first(self, key: Key, leaves: list[Any], spec: TreeSpec) -> Answering | None:
+        """The plain network's recording, or under "on" the compiled one's; the plain one is compiled from now on.
+
+        None (logged, and nothing is recorded any more): it cannot be recorded, and not for want of memory.
+        """
         make_room(self.recordings, MOST_RECORDINGS)
+        try:
+            self.recordings[key] = self._recorded(self.network, leaves, spec, compiled=False)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            self.fails = True
+            logger.warning("the prior runs without CUDA graphs, slower: the capture failed (%s)", _one_line(error))
+            return None
         self._start(key, leaves, spec)
-        if self.when == "on":
-            self.jobs[key].thread.join()
-        self.recordings[key] = self._recorded(self.network, leaves, spec, compiled=False)
-        return self._swapped(key, self.recordings[key], leaves, spec) if self.when == "on" else self.recordings[key]
+        if self.when == "auto":
+            return self.recordings[key]
+        self.jobs[key].thread.join()
+        return self._swapped(key, self.recordings[key], leaves, spec)
 
     def _start(self, key: Key, leaves: list[Any], spec: TreeSpec) -> None:
         """Compile for this kind of call, once; when another is being compiled, at a later call."""

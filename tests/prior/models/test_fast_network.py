@@ -198,6 +198,35 @@ def test_it_forgets_its_recordings_and_gives_the_network_back(unet):
     assert not any(job.thread.is_alive() for job in fast.jobs.values())
 
 
+@pytest.mark.parametrize("when", ["auto", "on"])
+def test_a_network_that_cannot_be_recorded_answers_plainly_and_says_so_once(when, unet, monkeypatch, caplog):
+    def refuse(*_):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(fast_network, "record_function", refuse)
+    expected = [call(unet, n) for n in (1, 2)]
+    fast = FastNetwork(unet, when, backend="eager")
+    for n in (1, 2, 1):
+        assert torch.allclose(call(fast, n), expected[n - 1], atol=1e-5)
+    assert not fast.recordings and not fast.jobs, "nothing is compiled for nobody"
+    assert caplog.text.count("the capture failed (operation not permitted when stream is capturing)") == 1
+
+
+@pytest.mark.parametrize("full", [torch.OutOfMemoryError("full"), RuntimeError("CUDA driver error: out of memory")])
+def test_without_memory_for_the_first_recording_the_caller_is_told(full, unet, monkeypatch, caplog):
+    def lack(*_):
+        raise full
+
+    fast = FastNetwork(unet, "auto", backend="eager")
+    with monkeypatch.context() as patch:
+        patch.setattr(fast_network, "record_function", lack)
+        with pytest.raises(RuntimeError) as caught:
+            call(fast)
+    assert caught.value is full and not fast.fails and caplog.text == ""
+    assert torch.allclose(call(fast), call(unet), atol=1e-5) and fast.recordings
+    wait(fast)
+
+
 def test_without_memory_for_both_the_plain_network_stays(unet, monkeypatch, caplog):
     fast = FastNetwork(unet, "auto", backend="eager")
     expected = call(fast)
