@@ -34,12 +34,11 @@ from benchmarks.guidance_cases import GuidanceCase, encoder_work, family_case, n
 from benchmarks.guidance_models import FAMILIES, Build
 from benchmarks.guidance_steps import STEP_CASES, StepCase, time_step
 from benchmarks.kernel_cases import Case, Setting, Version
-from benchmarks.kernels import ROOT, case_rows, ceiling_rows, device_slug, measure, one_line, record, rounded
-from benchmarks.report import text_table
+from benchmarks.kernels import ROOT, case_rows, ceiling_rows, measure, record, rounded
+from benchmarks.report import results_path, save_results, summary
 from benchmarks.timing import Clock, Timing, measure_ceilings
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.ops.backend import resolve_backend
-from nerf_bridge.run.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -63,16 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: torch sees no CUDA GPU; use --device cpu --shrink 32 for a trial")
         results = run(options, device, resolve_backend(device.type, device))
-        out = options.out or ROOT / "benchmarks" / "results" / f"guidance-{device_slug(results['device'])}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
+        out = options.out or results_path("guidance", results)
         if options.add and out.exists():
             results = joined(json.loads(out.read_text(encoding="utf-8")), results)
-        write_json(out, results)
+        save_results(results, out)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(text_table(results))
-    print("\n".join(["", *(f"left out: {line}" for line in results["left_out"]), f"written: {out}"]))
+    print(summary(results, out))
     return int(any(": failed: " in line for line in results["left_out"]))
 
 
@@ -114,7 +111,7 @@ def run(options: Namespace, device: torch.device, backend: str) -> dict[str, Any
                 of_case, missing = job()
             except (RuntimeError, TypeError, ValueError) as error:  # what was measured before must not be lost
                 logger.exception("%s failed", name)
-                of_case, missing = [], [f"{name}: failed: {one_line(error)}"]
+                of_case, missing = [], [f"{name}: failed: {one_line(error, 160)}"]
             rows += of_case
             left_out += missing
             free(device)
@@ -153,7 +150,7 @@ def run_alone(case: GuidanceCase, clock: Clock) -> tuple[list[dict], list[str]]:
         except RuntimeError as error:  # too little memory for a peer must not end the others
             if name == "ours":
                 raise
-            left_out.append(f"{case.name}, {name}: {one_line(error)}")
+            left_out.append(f"{case.name}, {name}: {one_line(error, 160)}")
     rows = rows_of(case.name, measured, case.floors, case.counts, clock)
     for metric, (unit, check) in case.checks.items():
         free(clock.device)
@@ -175,7 +172,7 @@ def run_step(case: StepCase, setting: Setting, clock: Clock) -> tuple[list[dict]
         except RuntimeError as error:
             if kind == "ours":
                 raise
-            left_out.append(f"{case.name}, {kind}: {one_line(error)}")
+            left_out.append(f"{case.name}, {kind}: {one_line(error, 160)}")
     family, build = FAMILIES["sd21"], Build(setting.device, setting.shrink > 1)
     flop, weights = network_work(family, build, 2)
     forward, both = encoder_work(family, build, 1)

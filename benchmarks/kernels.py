@@ -18,7 +18,6 @@ import gc
 import logging
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -32,11 +31,10 @@ from tqdm import tqdm
 
 from benchmarks.kernel_cases import Case, Setting, Version, adam_case, composite_case, grid_mlp_case, march_case
 from benchmarks.render_cases import render_case
-from benchmarks.report import text_table
+from benchmarks.report import results_path, save_results, summary
 from benchmarks.timing import GIB, Ceilings, Clock, Timing, measure_ceilings, peak_gib, time_stages
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.ops.backend import resolve_backend
-from nerf_bridge.run.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("--device cuda: torch sees no CUDA GPU; use --device cpu for a run of smaller sizes")
         backend = resolve_backend(device.type, device)
         results = run(options.cases, device, backend, options)
-        out = options.out or ROOT / "benchmarks" / "results" / f"kernels-{device_slug(results['device'])}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, results)
+        out = options.out or results_path("kernels", results)
+        save_results(results, out)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(text_table(results))
-    print("\n".join(["", *(f"left out: {line}" for line in results["left_out"]), f"written: {out}"]))
+    print(summary(results, out))
     return int(any(": failed: " in line for line in results["left_out"]))
 
 
@@ -116,7 +112,7 @@ def run(names: Sequence[str], device: torch.device, backend: str, options: argpa
                 of_case, missing = run_case(chosen(maker(), options.versions), clock, bar)
             except (RuntimeError, TypeError, ValueError) as error:  # what was measured before must not be lost
                 logger.exception("%s failed", name)
-                of_case, missing = [], [f"{name}: failed: {one_line(error)}"]
+                of_case, missing = [], [f"{name}: failed: {one_line(error, 160)}"]
             rows += of_case
             left_out += missing
     return record(device, options, rows, left_out)
@@ -144,7 +140,7 @@ def run_case(case: Case, clock: Clock, bar: tqdm) -> tuple[list[dict], list[str]
         except RuntimeError as error:  # torch's own failures too: a peer that cannot do it must not end the others
             if version is case.versions[0]:
                 raise
-            left_out.append(f"{case.name}, {version.name}: {one_line(error)}")
+            left_out.append(f"{case.name}, {version.name}: {one_line(error, 160)}")
             logger.warning("left out: %s", left_out[-1])
     return case_rows(case, measured), left_out
 
@@ -242,11 +238,6 @@ def commit() -> str:
         return "unknown"
 
 
-def device_slug(name: str) -> str:
-    """A device's name as part of a file name."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def on_cpu(setting: Setting) -> Setting:
     """The same sizes on the CPU, with its own ceilings."""
     cpu = torch.device("cpu")
@@ -255,11 +246,6 @@ def on_cpu(setting: Setting) -> Setting:
     return replace(
         setting, device=cpu, backend=resolve_backend("cpu", cpu), ceilings=measure_ceilings(Clock(cpu, 0.2, False))
     )
-
-
-def one_line(error: BaseException) -> str:
-    """The beginning of an error's text."""
-    return " ".join(str(error).split())[:160]
 
 
 def rounded(value: float) -> float:

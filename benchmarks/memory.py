@@ -28,12 +28,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.kernels import commit, device_slug, one_line
+from benchmarks.kernels import commit
 from benchmarks.random_models import write_stable_diffusion
-from benchmarks.report import text_table
+from benchmarks.report import results_path, save_results, summary
 from benchmarks.timing import GIB
 from nerf_bridge.config import GenerateConfig, build_config
-from nerf_bridge.errors import RunError, UserError
+from nerf_bridge.errors import RunError, UserError, one_line
 from nerf_bridge.memory.estimate import needs_on
 from nerf_bridge.memory.ladder import RUNGS, find_preset, within_preset
 from nerf_bridge.memory.model_sizes import read_sizes
@@ -46,11 +46,9 @@ from nerf_bridge.prior import find_prior, load_prior
 from nerf_bridge.prior.models.folder import ModelFolder
 from nerf_bridge.run.directory import RunDirectory
 from nerf_bridge.run.events import EventLog
-from nerf_bridge.run.files import write_json
 from nerf_bridge.scene.scene import build_scene
 from nerf_bridge.settings import load_yaml, merged
 
-ROOT = Path(__file__).resolve().parents[1]
 PEER, PEER_GIB = "threestudio-style step", {"64": 4.5, "512": 41.0}  # measured on one H100 by the same sizes
 CASES: dict[str, tuple[str, int, int | None]] = {  # preset, pixels of a view, rung (None: as the preset says)
     "8gb_64": ("8gb", 64, None),
@@ -71,14 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if device.type == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: torch sees no CUDA GPU; use --device cpu --shrink 16 for a trial")
         results = run(options, device)
-        out = options.out or ROOT / "benchmarks" / "results" / f"memory-{device_slug(str(results['device']))}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, results)
+        out = options.out or results_path("memory", results)
+        save_results(results, out)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(text_table(results))
-    print("\n".join(["", *(f"left out: {line}" for line in results["left_out"]), f"written: {out}"]))
+    print(summary(results, out))
     return int(bool(results["left_out"]))
 
 
@@ -108,7 +104,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict:
             try:
                 rows += run_case(name, model, device, options, Path(folder) / name)
             except (RunError, UserError, RuntimeError) as error:
-                left_out.append(f"{name}: {one_line(error)}")
+                left_out.append(f"{name}: {one_line(error, 160)}")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     return {

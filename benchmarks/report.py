@@ -14,11 +14,12 @@ import html
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nerf_bridge.run.files import write_text
+from nerf_bridge.run.files import write_json, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKS = ("<!-- table: written by benchmarks/report.py -->", "<!-- end of table -->")
@@ -131,6 +132,28 @@ def text_table(results: Mapping) -> str:
     widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
     return "\n".join([f"{results['device']}, commit {results['commit']}, {results['date']}", *lines, sizes(results)])
+
+
+def device_slug(name: str) -> str:
+    """A device's name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def results_path(name: str, results: Mapping) -> Path:
+    """Where the results of the benchmark `name` belong."""
+    return ROOT / "benchmarks" / "results" / f"{name}-{device_slug(str(results['device']))}.json"
+
+
+def save_results(results: Mapping, path: Path) -> None:
+    """Write the results file, whole or not at all, in a folder that is made where it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, results)
+
+
+def summary(results: Mapping, path: Path) -> str:
+    """What a benchmark says at its end: the table, what was left out, and where the results are."""
+    left_out = (f"left out: {line}" for line in results["left_out"])
+    return "\n".join([text_table(results), "", *left_out, f"written: {path}"])
 
 
 def markdown_table(table: Sequence[Sequence[str]]) -> str:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.cuda_graphs import DifferentiableRecording, make_room, record_differentiable
+from nerf_bridge.errors import one_line
 from nerf_bridge.render import Rendering, render
 from nerf_bridge.scene.cameras import Cameras
 from nerf_bridge.scene.scene import Scene
@@ -151,7 +152,7 @@ class GraphedRender:
         try:
             self._graphs[look, room] = record_differentiable(views, inputs, tuple(self._scene.field.parameters()))
         except RuntimeError as error:
-            self.give_up(f"the capture failed ({' '.join(str(error).split())[:200]})")
+            self.give_up(f"the capture failed ({one_line(error)})")
             return False
         logger.debug("captured a graph for %s with room for %d samples", look, room)
         return True

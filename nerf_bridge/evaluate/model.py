@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.run.files import replacing, write_json
 
 WEIGHTS_FILE = "evaluator.safetensors"
@@ -175,6 +175,6 @@ def load_evaluator(folder: Path) -> tuple[Evaluator, list[Noun], str]:
         network.load_state_dict(weights)  # takes half precision into its own float32
         nouns = [Noun(word, article) for word, article in index["nouns"]]
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"cannot load the evaluator's weights from {folder}: {reason}") from None
     return network.eval().requires_grad_(False), nouns, index["sha256"]

@@ -17,8 +17,7 @@ from nerf_bridge.prior.data.colours import TINT_WORDS, TINTS
 from nerf_bridge.prior.data.holdout import stable_order
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.nouns import SYNONYMS
-from nerf_bridge.prior.render_views import render_views
-from nerf_bridge.prior.views import compose
+from nerf_bridge.prior.views import compose, render_model
 from nerf_bridge.scene.cameras import Cameras, turntable_cameras
 
 LARGE, SMALL = 256, 64  # pixels: of the renders, and of what the evaluator sees
@@ -120,12 +119,7 @@ def true_views(request: Request, cameras: Cameras, lot: int, size: int = LARGE) 
     """
     model = request.models[lot % len(request.models)]
     n = len(cameras)
-    c2w, fovy = cameras.c2w.numpy(), cameras.fovy_rad.numpy()
-    layers = torch.from_numpy(
-        render_views(
-            model.vertices, model.faces, model.face_colors, model.face_tintable, c2w, fovy, size, supersample=2
-        )
-    )
+    layers = render_model(model, cameras, size, supersample=2)
     tinted = request.colour is not None and bool(model.face_tintable.any())
     shade = torch.zeros(3)
     if request.colour is not None:

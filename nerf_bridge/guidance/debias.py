@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.config import GuidanceConfig
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.prompts import VIEWS
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def read_views(folder: Path) -> ViewProbabilities:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model = BertForMaskedLM.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
     except Exception as error:  # the library raises many kinds, all of which mean that the files are not right
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         raise UserError(f"guidance.debias: cannot load the language model in {folder}: {reason}") from None
     names = [view.removesuffix(" view") for view in VIEWS]
     ids = [tokenizer.convert_tokens_to_ids(name) for name in names]

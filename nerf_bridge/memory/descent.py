@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from nerf_bridge.config import GenerateConfig
+from nerf_bridge.errors import one_line
 from nerf_bridge.memory.ladder import RUNGS, is_out_of_memory, rung_below
 from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.prior.protocol import Prior, SparingPrior
@@ -45,7 +46,7 @@ def attempt(step: Callable[[], Done], scene: Scene, optimiser: SkippingAdam, ref
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        lack = OutOfMemory(" ".join(str(error).split())[:200] or type(error).__name__)
+        lack = OutOfMemory(one_line(error))
     optimiser.zero_grad()  # only here, with the error and the frames that it holds gone, is their memory free
     if before is not None:
         scene.occupancy.load_state_dict(before)

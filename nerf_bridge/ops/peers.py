@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from nerf_bridge.ops.hash_encoding import HashGridSpec
@@ -51,7 +51,7 @@ def load(name: str) -> Peer:
     except ModuleNotFoundError:
         return Peer(None, f"it is not installed; remedy: {REMEDIES[name]}")
     except (ImportError, OSError, RuntimeError) as error:
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
+        cause = one_line(error)
         return Peer(None, f"importing it failed: {cause}; remedy: {REMEDIES[name]}")
     return Peer(module, None)
 

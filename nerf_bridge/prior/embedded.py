@@ -14,7 +14,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.paths import data_path
 from nerf_bridge.prior.protocol import PriorInfo, PromptEmbeddings, ViewCondition
 from nerf_bridge.prior.replay import Replayed
@@ -148,7 +148,7 @@ def load_weights(folder: Path) -> tuple[UNet, dict[str, str]]:
         network = UNet(UNetConfig(**sizes))
         network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"cannot load the prior's weights from {folder}: {reason}; reinstall the package") from None
     return network, index["sha256"]
 

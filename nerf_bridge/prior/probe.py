@@ -30,6 +30,7 @@ from nerf_bridge.scene.cameras import Cameras, orbit_cameras
 
 LARGEST_OVERLAP = 0.8  # IoU of true silhouettes below which an object counts as asymmetric
 TIME = 0.9
+IMAGE_SIZE = 64  # pixels, as the prior's
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def _asymmetric_view(model: LibraryModel, azimuth: float, elevation: float) -> T
     """The view [3, s, s] in -1..1 on grey, or None where the object's outline is much the same from other sides."""
     angles = torch.tensor([azimuth, azimuth + math.pi / 2, azimuth + math.pi])
     cameras = probe_cameras(angles, torch.full_like(angles, elevation))
-    layers = render_model(model, cameras, 64, 1)
+    layers = render_model(model, cameras, IMAGE_SIZE)
     solid = layers[:, 7] > 127
     overlap = max(float((solid[0] & other).sum() / (solid[0] | other).sum().clamp(min=1)) for other in solid[1:])
     if overlap >= LARGEST_OVERLAP or solid[0].float().mean() < 0.05:

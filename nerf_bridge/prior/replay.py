@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.cuda_graphs import Recording, make_room, record_function
+from nerf_bridge.errors import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Replayed:
             self._captured[shapes] = record_function(self._function, inputs, warm_ups=0)
         except RuntimeError as error:
             self._fails = True
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             logger.warning("the prior runs without CUDA graphs, slower: the capture failed (%s)", reason)
             return None
         return self._captured[shapes]

@@ -60,8 +60,8 @@ def render_library(
     return RenderedViews(layers, cameras, per_model)
 
 
-def render_model(model: LibraryModel, cameras: Cameras, size: int, n_threads: int) -> Tensor:
-    """Layers [n, 8, size, size] uint8 of a model from n cameras."""
+def render_model(model: LibraryModel, cameras: Cameras, size: int, n_threads: int = 1, supersample: int = 4) -> Tensor:
+    """Layers [n, 8, size, size] uint8 of a model from n cameras; see render_views."""
     return torch.from_numpy(
         render_views(
             model.vertices,
@@ -71,6 +71,7 @@ def render_model(model: LibraryModel, cameras: Cameras, size: int, n_threads: in
             cameras.c2w.numpy(),
             cameras.fovy_rad.numpy(),
             size=size,
+            supersample=supersample,
             n_threads=n_threads,
         )
     )

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from nerf_bridge.config import GenerateConfig
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.run.checkpoint import load_checkpoint, save_checkpoint
 from nerf_bridge.run.directory import RunDirectory
@@ -110,7 +110,7 @@ def _progress(state: dict[str, Any]) -> Progress:
 
 def _of_another_kind(run: RunDirectory, error: Exception) -> UserError:
     """For a checkpoint that is whole, but holds other things than this scene has."""
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     return UserError(
         f"the checkpoint {run.checkpoint} is of other settings or of another version of the program ({reason}); "
         f"delete the directory {run.checkpoint} to start over"

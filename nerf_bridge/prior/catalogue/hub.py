@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import errors
 
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.prior.catalogue.entries import Entry
 from nerf_bridge.prior.catalogue.lock import LockedModel
 from nerf_bridge.prior.catalogue.select import select_files
@@ -104,7 +104,7 @@ def explain(repository: str, error: Exception) -> str:
         ("ConnectError", "Timeout", "ConnectTimeout", "ReadTimeout")
     ):
         return f"{repository} cannot be reached; check the network, or set HF_ENDPOINT to a mirror of the hub"
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = one_line(error)
     return f"{repository}: the hub answered: {reason}"
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from nerf_bridge.cuda_graphs import WARM_UPS, Recording, make_room, record_function, warm_up
+from nerf_bridge.errors import one_line
 from nerf_bridge.memory.ladder import is_out_of_memory
 from nerf_bridge.ops.build import cache_dir
 
@@ -122,7 +123,7 @@ class FastNetwork:
             if is_out_of_memory(error):
                 raise
             self.fails = True
-            logger.warning("the prior runs without CUDA graphs, slower: the capture failed (%s)", _one_line(error))
+            logger.warning("the prior runs without CUDA graphs, slower: the capture failed (%s)", one_line(error))
             return None
         self._start(key, leaves, spec)
         if self.when == "auto":
@@ -146,7 +147,7 @@ class FastNetwork:
                 swapped = self._recorded(self.compiled, leaves, spec, compiled=True)
         except RuntimeError as error:  # there is no memory for both, or what was compiled does not hold any more
             job.error = error
-            logger.warning("the compiled network cannot be recorded, the plain one goes on: %s", _one_line(error))
+            logger.warning("the compiled network cannot be recorded, the plain one goes on: %s", one_line(error))
             return plain
         logger.info("the prior's network is compiled from now on (%.0f s beside the steps)", job.seconds)
         self.recordings[key] = swapped
@@ -199,7 +200,7 @@ class CompileJob:
             warm_up(lambda: compiled(*args, **kwargs))
         except Exception as error:  # a compiler fails in many ways, and none of them must end the run
             self.error = error
-            logger.warning("torch.compile failed, the plain network goes on: %s", _one_line(error))
+            logger.warning("torch.compile failed, the plain network goes on: %s", one_line(error))
         self.seconds = time.perf_counter() - began
 
 
@@ -210,7 +211,3 @@ def _kind(leaf: Any) -> Any:
 
 def _copied(leaves: list[Any]) -> list[Any]:
     return [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

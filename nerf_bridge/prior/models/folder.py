@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 
 INDEX = "model_index.json"
 WEIGHTS = ("diffusion_pytorch_model", "model")  # how diffusers and transformers call them
@@ -54,7 +54,9 @@ class ModelFolder:
         except FileNotFoundError:
             raise UserError(f"prior {self.name}: {path} is missing; {self._remedy()}") from None
         except (OSError, ValueError) as error:
-            raise UserError(f"prior {self.name}: cannot read {path}: {_one_line(error)}; {self._remedy()}") from None
+            raise UserError(
+                f"prior {self.name}: cannot read {path}: {one_line(error, 300)}; {self._remedy()}"
+            ) from None
         if not isinstance(value, dict):
             raise UserError(f"prior {self.name}: {path} holds no JSON object; {self._remedy()}")
         return value
@@ -104,7 +106,7 @@ class ModelFolder:
             )
         except Exception as error:  # the libraries raise many kinds, and all of them mean that the files do not fit
             raise UserError(
-                f"prior {self.name}: cannot load {self.path / part}: {_one_line(error)[:300]}; {self._remedy()}"
+                f"prior {self.name}: cannot load {self.path / part}: {one_line(error, 300)}; {self._remedy()}"
             ) from None
         absent = sorted(report["missing_keys"])
         if absent:
@@ -123,7 +125,3 @@ def _is_weights(name: str, variant: str) -> bool:
     starts = [f"{stem}{variant}" for stem in WEIGHTS]
     shards = [f"{start}-00001-of-" for start in starts]
     return name in [f"{start}.safetensors" for start in starts] or any(name.startswith(shard) for shard in shards)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

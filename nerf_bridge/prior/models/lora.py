@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 from torch import nn
 
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 
 ADAPTER = "lora"
 
@@ -117,5 +117,5 @@ def _read(lora: Lora, kind: str, pipeline: str, network: Any) -> tuple[dict[str,
 
 
 def _misfit(lora: Lora, error: BaseException) -> UserError:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error, 300)
     return UserError(f"model.loras: {lora.path} does not fit this model: {reason}; use a LoRA trained for it")

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.prior.models.folder import ModelFolder
 from nerf_bridge.prior.models.mvdream_unet import MVDreamUNet, read_config
 from nerf_bridge.prior.protocol import PromptEmbeddings, ViewCondition
@@ -63,6 +63,6 @@ def load_mvdream_unet(folder: ModelFolder, dtype: torch.dtype) -> MVDreamUNet:
             network = MVDreamUNet(read_config(folder.config("unet")))
         network.load_state_dict(load_file(path), assign=True)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise UserError(f"prior {folder.name}: {path} is no MVDream U-Net: {reason}") from None
     return network.to(dtype).eval().requires_grad_(False)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nerf_bridge.errors import UserError
+from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.prior.models.folder import ModelFolder
 from nerf_bridge.prior.models.lora import Lora, apply_text_loras
 from nerf_bridge.prior.protocol import PromptEmbeddings
@@ -132,7 +132,7 @@ def _tokens(
     try:
         tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library raises many kinds, all of which mean that the files are not right
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error, 300)
         raise UserError(f"prior {models.folder.name}: cannot read the tokenizer in {folder}: {reason}") from None
     length = length or tokenizer.model_max_length
     for prompt in prompts:
