@@ -218,6 +218,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="images a step on each GPU")
     parser.add_argument("--lr", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--views", type=int, default=100, help="views of each model at a time on each GPU")
+    parser.add_argument("--threads", type=int, help="threads that render; default: all cores, shared by the processes")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -237,7 +238,7 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     config = UNetConfig()
     models = [model for model in load_library(arguments.library) if not model.holdout]
     captions = build_caption_table(models, arguments.seed)
-    threads = max(1, (os.cpu_count() or 1) // world)
+    threads = arguments.threads or max(1, (os.cpu_count() or 1) // world)
     began = time.perf_counter()
     seed = 1000 * arguments.seed + rank
     views = render_library(models, arguments.views, seed, config.image_size, threads, rank == 0)
