@@ -101,8 +101,13 @@ def demangled(names: Sequence[str]) -> list[str]:
         )
     except (OSError, subprocess.SubprocessError):
         return list(names)
-    plain = (line.replace("(anonymous namespace)::", "").removeprefix("void ") for line in done.stdout.splitlines())
-    return [re.sub(r"\(int\)", "", re.split(r"\((?!int\))", line)[0]) for line in plain]
+    return [plain_name(line) for line in done.stdout.splitlines()]
+
+
+def plain_name(kernel: str) -> str:
+    """A kernel's name without return type, namespace and arguments, from its demangled signature."""
+    line = kernel.replace("(anonymous namespace)::", "").removeprefix("void ")
+    return re.sub(r"\(int\)", "", re.split(r"\((?!int\))", line)[0])
 
 
 def examine() -> list[Kernel]:

@@ -11,7 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import bench_inputs, kernel_cases, kernels, nerfacc_versions, report, resources, timing, torch_twins
+from benchmarks import (
+    bench_inputs,
+    kernel_cases,
+    kernel_times,
+    kernels,
+    nerfacc_versions,
+    report,
+    resources,
+    timing,
+    torch_twins,
+)
 from nerf_bridge.ops.composite import composite_torch
 from nerf_bridge.ops.hash_encoding import hash_encode_torch
 from nerf_bridge.scene.field import HashGridField
@@ -242,3 +252,25 @@ def test_the_resources_of_a_real_kernel(tmp_path: Path):
     text = resources.compile_report(source, resources.build.find_compiler("cuda"))
     names = resources.demangled([kernel.name for kernel in resources.parse_report(source.name, text)])
     assert {"pack", "count", "fill"} <= set(names)
+
+
+def test_launches_of_a_kernel_are_summed_and_torchs_own_come_last():
+    found = [
+        ("void (anonymous namespace)::fwd<2>(float const*, long)", 30.0),
+        ("void at::native::vectorized_elementwise_kernel<4>(int)", 500.0),
+        ("nerf_bridge::count(long)", 100.0),
+        ("Memset (Device)", 100.0),
+        ("void (anonymous namespace)::fwd<2>(float const*, long)", 50.0),
+    ]
+    rows = kernel_times.rows_of("march_512", found, 2)
+    assert [(row["metric"], row["value"], row["launches"]) for row in rows] == [
+        ("nerf_bridge::count", 0.05, 0.5),
+        ("fwd<2>", 0.04, 1.0),
+        (kernel_times.TORCHS_OWN, 0.3, 1.0),
+    ]
+
+
+def test_kernel_times_without_a_gpu_say_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert kernel_times.main([]) == 2
+    assert capsys.readouterr().err == "kernels are timed on a GPU, and torch sees no CUDA GPU\n"

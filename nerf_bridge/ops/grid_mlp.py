@@ -23,7 +23,7 @@ WIDTHS = (16, 32, 64, 128)
 FEATURES = (2, 4, 8)
 MAX_INPUTS = 64
 MAX_OUTPUTS = 8
-MIN_CAPABILITY = (8, 0)
+MIN_CAPABILITY = 80  # compute capability 8.0
 BLOCKS_PER_PROCESSOR = 4  # of the backward kernel, each with sums of its own; more do not fit at the usual sizes
 ANY_SIZE = 1 << 62
 TILE_ROWS, PAD = 128, 8  # of the network's kernels: rows of a block, and halves between rows in shared memory
@@ -202,8 +202,8 @@ def _placement(centred: bool) -> tuple[float, float]:
 
 @functools.cache
 @torch.compiler.assume_constant_result  # a graph need not look inside
-def _gpu(device: torch.device) -> tuple[tuple[int, int], int, int]:
-    """Compute capability, bytes of shared memory that a block may take, and multiprocessors of a GPU."""
+def _gpu(device: torch.device) -> tuple[int, int, int]:
+    """Ten times the compute capability, bytes of shared memory that a block may take, and multiprocessors of a GPU."""
     of = torch.cuda.get_device_properties(device)
     most_shared = getattr(of, "shared_memory_per_block_optin", ANY_SIZE)  # not in the stubs of all versions
-    return (of.major, of.minor), most_shared, of.multi_processor_count
+    return 10 * of.major + of.minor, most_shared, of.multi_processor_count
