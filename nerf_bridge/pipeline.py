@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nerf_bridge.config import GenerateConfig, build_config
 from nerf_bridge.device import resolve_device
-from nerf_bridge.errors import Interrupted, RunError, UserError
+from nerf_bridge.errors import Interrupted, RunError, UserError, where_raised
 from nerf_bridge.guidance import EncodedWords, encode_words
 from nerf_bridge.guidance.debias import prompts_by_view
 from nerf_bridge.memory.descent import place
@@ -307,7 +307,7 @@ def failures_told(run: RunDirectory, config: GenerateConfig, log: EventLog) -> I
         if is_out_of_memory(error):
             reason = "out of memory; close other programs, or use a smaller prior, mesh.resolution or mesh.texture"
         else:
-            reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())} ({where_raised(error)})"
         raise failed(run, config, log, reason) from error
 
 

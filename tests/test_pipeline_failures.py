@@ -273,7 +273,8 @@ def test_memory_that_runs_out_while_the_mesh_is_made(tmp_path, monkeypatch, fini
 
 
 def test_a_bug_is_not_called_a_lack_of_memory(tmp_path):
-    with pytest.raises(RunError, match="unexpected RuntimeError: shapes do not match") as raised:
+    told = r"unexpected RuntimeError: shapes do not match \([\w/]+\.py, line \d+\)"
+    with pytest.raises(RunError, match=told) as raised:
         pipeline.generate(tiny_config(), tmp_path, Answers({2: RuntimeError("shapes do not match")}))
     assert "memory" not in str(raised.value)
     assert read_record(RunDirectory(tmp_path))["state"] == "failed"

@@ -120,13 +120,15 @@ def _kept_range(occupied: Tensor, cells: Tensor) -> tuple[tuple[int, int, int], 
 
 
 def _occupied_samples(occupied: Tensor, cells: list[Tensor]) -> Iterator[Tensor]:
-    """Indices [at most CHUNK, 3] of the samples in occupied cells, `cells` being those of the samples along x, y, z."""
+    """Indices [1 to CHUNK, 3] of the samples in occupied cells, `cells` being those of the samples along x, y, z."""
     rows = max(1, CHUNK // max(1, len(cells[1]) * len(cells[2])))
     for start in range(0, len(cells[0]), rows):
         slab = occupied[cells[0][start : start + rows]][:, cells[1]][:, :, cells[2]]
         first = torch.tensor([start, 0, 0], device=slab.device)
-        for index in slab.nonzero().split(CHUNK):
-            yield index + first
+        held = slab.nonzero()
+        if len(held):  # between two bodies a slab may be empty
+            for index in held.split(CHUNK):
+                yield index + first
 
 
 def _repair(sigma: Tensor) -> None:

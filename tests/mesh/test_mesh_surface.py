@@ -72,6 +72,20 @@ def test_known_shapes_come_out_within_a_cell(field: AnalyticField, euler: int) -
     assert face_volumes(mesh).sum() > 0
 
 
+def test_a_gap_between_two_bodies_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a whole part of the grid lies in cells that are not occupied."""
+    monkeypatch.setattr(surface, "CHUNK", 64)  # a slab is then one row of samples
+    field = AnalyticField([(box((x, 0.0, 0.0), (0.15, 0.15, 0.15)), RED) for x in (-0.6, 0.6)])
+    occupied = torch.zeros(8, 8, 8, dtype=torch.bool)
+    occupied[:3], occupied[5:] = True, True
+    progress: list[float] = []
+    grid = sample_density(field, occupied, 32, progress.append)
+    everywhere = sample_density(field, torch.ones_like(occupied), 32)
+    assert progress[-1] == 1.0 and progress == sorted(progress)
+    assert torch.equal(grid.sigma[12:20], torch.zeros_like(grid.sigma[12:20]))
+    assert torch.equal(grid.sigma[:12], everywhere.sigma[:12]) and torch.equal(grid.sigma[20:], everywhere.sigma[20:])
+
+
 def test_refinement_finds_the_steep_surface_that_straight_lines_miss() -> None:
     field = sphere_field()
     grid = sample_density(field, all_occupied(), RESOLUTION)
