@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nerf_bridge.errors import UserError
-from nerf_bridge.evaluate.colours import asked_colours, judge_colours
+from nerf_bridge.evaluate.colours import asked_colours, judge_beside_truth
 from nerf_bridge.evaluate.imagenet import CALIBRATED, ImageNetJudge
 from nerf_bridge.evaluate.judge import Judge
 from nerf_bridge.evaluate.measures import mean_spread, silhouette_agreement, silhouette_change
@@ -129,6 +129,8 @@ def measure_asset(run: RunDirectory, request: Request, judge: Judge, imagenet: I
     truths = [true_views(request, cameras, lot) for lot in range(min(MOST_MODELS, len(request.models)))]
     alike = max(truths, key=lambda true: silhouette_agreement(true.solid(), views.solid()))
     own, of_truth = imagenet_hits(views, truths, request.noun, imagenet)
+    insides = ([views.inside()], [true.inside() for true in truths])
+    obeyed = judge_beside_truth(*insides, asked_colours(request.prompt))
     return AssetResult(
         prompt=request.prompt,
         noun=request.noun,
@@ -136,8 +138,8 @@ def measure_asset(run: RunDirectory, request: Request, judge: Judge, imagenet: I
         true_hits=[hit for true in truths for hit in judge.hits(true.small(), request.noun)],
         imagenet=own,
         true_imagenet=of_truth,
-        obeyed=views_obey([views], request),
-        true_obeyed=views_obey(truths, request),
+        obeyed=None if obeyed is None else obeyed[0][0],
+        true_obeyed=None if obeyed is None else float(np.mean(obeyed[1])),
         change=silhouette_change(views.solid()),
         true_change=silhouette_change(alike.solid()),
         fault=fault_of(views, read_record(run)),
@@ -157,15 +159,6 @@ def imagenet_hits(
     if np.mean(five) < CALIBRATED:
         return None, None
     return imagenet.hits(views.images, noun), (first, five)
-
-
-def views_obey(seen: Sequence[Views], request: Request) -> float | None:
-    """Part of the objects `seen` whose colour words are obeyed; None where the prompt has none."""
-    asked = asked_colours(request.prompt)
-    if not asked:
-        return None
-    pixels = [views.inside() for views in seen]
-    return float(np.mean([len(p) > 0 and judge_colours(p, asked)[1] is True for p in pixels]))
 
 
 def fault_of(views: Views, record: Mapping) -> str:
@@ -190,15 +183,12 @@ def asset_rows(found: Sequence[AssetResult]) -> list[Row]:
 
 
 def colour_rows(found: Sequence[AssetResult]) -> list[Row]:
-    """Colour words obeyed: over all prompts that have some, and over those that most of their true shapes obey."""
+    """Colour words obeyed, over all prompts that are judged."""
     judged = [(r.obeyed, r.true_obeyed) for r in found if r.obeyed is not None and r.true_obeyed is not None]
     rows = [Row("all", "colour_judged", len(judged), "count")]
     if judged:
         figure = mean_spread([[own] for own, _ in judged])
         rows.append(spread_row("all", "colour_obeyed", figure, "of the assets", float(np.mean([t for _, t in judged]))))
-    clear = [[own] for own, true in judged if true > 0.5]
-    if clear:
-        rows.append(spread_row("all", "colour_obeyed_where_truth_is", mean_spread(clear), "of the assets", 1.0))
     return rows
 
 

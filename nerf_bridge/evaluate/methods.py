@@ -19,7 +19,8 @@ from nerf_bridge.batch.jobs import Job, read_jobs
 from nerf_bridge.batch.pool import Engine
 from nerf_bridge.batch.queue import run_batch
 from nerf_bridge.errors import UserError
-from nerf_bridge.evaluate.assets import asset_views, requests_of, views_obey
+from nerf_bridge.evaluate.assets import asset_views, requests_of
+from nerf_bridge.evaluate.colours import asked_colours, judge_colours
 from nerf_bridge.evaluate.judge import Judge
 from nerf_bridge.evaluate.measures import Spread, frechet_distance, saturation, seed_spread, sharpness
 from nerf_bridge.evaluate.results import Row, spread_row
@@ -91,13 +92,14 @@ def run_methods(jobs: Mapping[tuple[str, int], Sequence[Job]], out: Path, engine
 
 def measure_object(views: Views, request: Request, judge: Judge, seconds: float) -> ObjectFigures:
     """The figures of one object, generated or true."""
-    small = views.small()
+    small, pixels = views.small(), views.inside()
+    obeyed = judge_colours(pixels, asked_colours(request.prompt))[1] if len(pixels) else False
     return ObjectFigures(
         features=judge.features(small),
-        saturation=saturation(views.inside()),
+        saturation=saturation(pixels),
         sharpness=sharpness(views.images, views.coverage),
         hits=judge.hits(small, request.noun),
-        obeyed=views_obey([views], request),
+        obeyed=None if obeyed is None else float(obeyed),
         seconds=seconds,
         front=small[:1],
     )

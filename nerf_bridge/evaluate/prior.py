@@ -14,7 +14,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from nerf_bridge.evaluate.azimuth import LOG_SNRS, azimuth_rows, measure_azimuth
-from nerf_bridge.evaluate.colours import asked_colours, judge_colours
+from nerf_bridge.evaluate.colours import asked_colours, judge_beside_truth
 from nerf_bridge.evaluate.judge import Judge
 from nerf_bridge.evaluate.measures import frechet_distance, mean_spread
 from nerf_bridge.evaluate.requests import Case, draw_cases
@@ -44,7 +44,10 @@ class SamplePlan:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """A case with its pictures [seeds, 3, s, s], drawn and true, and what was found: 1 or 0 for each seed."""
+    """A case with its pictures [seeds, 3, s, s], drawn and true, and what was found: 1 or 0 for each seed.
+
+    Of the colours nothing, where they are not judged.
+    """
 
     case: Case
     drawn: Tensor
@@ -117,14 +120,16 @@ def judge_case(case: Case, drawn: Tensor, judge: Judge, seeds: int) -> CaseResul
     true = true_pictures(request, range(seeds))
     sized = functional.interpolate(drawn, (SMALL, SMALL), mode="area") if drawn.shape[-1] != SMALL else drawn
     behind = background_for(request.prompt)
+    pixels = ([object_pixels(image, behind) for image in images] for images in (sized, true))
+    obeyed, true_obeyed = judge_beside_truth(*pixels, asked_colours(request.prompt)) or ([], [])
     return CaseResult(
         case=case,
         drawn=sized,
         true=true,
         hits=judge.hits(sized, request.noun),
         true_hits=judge.hits(true, request.noun),
-        obeyed=[colour_obeyed(image, behind, request.prompt) for image in sized],
-        true_obeyed=[colour_obeyed(image, behind, request.prompt) for image in true],
+        obeyed=obeyed,
+        true_obeyed=true_obeyed,
     )
 
 
@@ -132,12 +137,6 @@ def true_pictures(request: Request, seeds: Sequence[int]) -> Tensor:
     """True renders [seeds, 3, s, s] from the samples' cameras; each seed takes the next model and its own shade."""
     cameras = cameras_of([(request.prompt, seed) for seed in seeds])
     return torch.cat([true_views(request, cameras[[i]], seed).small() for i, seed in enumerate(seeds)])
-
-
-def colour_obeyed(image: Tensor, background: float, prompt: str) -> float:
-    """1 when image [3, h, w] in 0..1 obeys the colour words of `prompt`, else 0; an empty picture obeys none."""
-    pixels = object_pixels(image, background)
-    return float(len(pixels) > 0 and judge_colours(pixels, asked_colours(prompt))[1] is not False)
 
 
 def object_pixels(image: Tensor, background: float) -> np.ndarray:
@@ -156,14 +155,11 @@ def sample_rows(found: Sequence[CaseResult], judge: Judge) -> list[Row]:
         of_truth = mean_spread([result.true_hits for result in part]).value
         hits = mean_spread([result.hits for result in part])
         rows.append(spread_row(group, "retrieval_top1", hits, "of the samples", of_truth))
-        obeyed, of_true = (
-            mean_spread(figures) for figures in zip(*((r.obeyed, r.true_obeyed) for r in part), strict=True)
-        )
-        rows.append(spread_row(group, "colour_obeyed", obeyed, "of the samples", of_true.value))
-        shown = [[own for own, true in zip(r.obeyed, r.true_obeyed, strict=True) if true] for r in part]
-        if any(shown):
-            figure = mean_spread([figures for figures in shown if figures])
-            rows.append(spread_row(group, "colour_obeyed_where_truth_is", figure, "of the samples", 1.0))
+        judged = [result for result in part if result.obeyed]
+        rows.append(Row(group, "colour_judged", len(judged), "count"))
+        if judged:
+            obeyed, of_true = mean_spread([r.obeyed for r in judged]), mean_spread([r.true_obeyed for r in judged])
+            rows.append(spread_row(group, "colour_obeyed", obeyed, "of the samples", of_true.value))
         if of_truth > 0:
             rows.append(Row(group, "retrieval_of_truth", hits.value / of_truth, "of truth's"))
     rows.append(frechet_row(found, judge))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,7 +120,7 @@ def true_views(request: Request, cameras: Cameras, lot: int, size: int = LARGE) 
     """
     model = request.models[lot % len(request.models)]
     n = len(cameras)
-    layers = render_model(model, cameras, size, supersample=2)
+    layers = render_model(model, cameras, size, os.cpu_count() or 1, supersample=2)
     tinted = request.colour is not None and bool(model.face_tintable.any())
     shade = torch.zeros(3)
     if request.colour is not None:

@@ -20,7 +20,7 @@ def tinted(word: str, light: float) -> np.ndarray:
     return np.clip(np.array(tint.mean) + noise * np.array(tint.jitter), 0, 1) * light
 
 
-@pytest.mark.parametrize("light", [1.0, 0.8])
+@pytest.mark.parametrize("light", [1.0, 0.8, 0.65])
 @pytest.mark.parametrize("tint", colours.COLOURS, ids=lambda tint: tint.word)
 def test_each_tint_of_the_prior_gets_its_own_word(tint, light):
     named = colours.name_colours(tinted(tint.word, light))
@@ -64,3 +64,26 @@ def test_the_colour_words_of_a_prompt():
     assert colours.asked_colours("a blue ball on a red cube, blue") == ("blue", "red")
     assert colours.asked_colours("a Wooden table") == ("wooden",)
     assert colours.asked_colours("a horse in a greenhouse") == ()
+
+
+def area(**parts: int) -> np.ndarray:
+    """Pixels of an object: so many of each colour."""
+    known = {"green": GREEN, "red": RED, "blue": BLUE}
+    return np.array([known[word] for word, n in parts.items() for _ in range(n)])
+
+
+def test_beside_truth_the_largest_cluster_judges_where_it_does_in_truth():
+    truths = [area(red=9, blue=1), area(red=6, blue=4)]
+    seen = [area(red=6, blue=4), area(red=4, blue=6), np.empty((0, 3))]
+    assert colours.judge_beside_truth(seen, truths, ["red"]) == ([1.0, 0.0, 0.0], [1.0, 1.0])
+
+
+def test_beside_truth_a_part_is_enough_where_truth_shows_a_part():
+    truths = [area(red=3, green=7), area(red=5, green=15)]  # 0.275 on average
+    seen = [area(red=2, green=8), area(red=1, green=9), area(green=9)]
+    assert colours.judge_beside_truth(seen, truths, ["red"]) == ([1.0, 0.0, 0.0], [1.0, 1.0])
+
+
+def test_colours_that_truth_does_not_show_or_nobody_asked_for_are_not_judged():
+    assert colours.judge_beside_truth([area(red=9)], [area(green=99, red=1)], ["red"]) is None
+    assert colours.judge_beside_truth([area(red=9)], [area(red=9)], []) is None
