@@ -39,7 +39,7 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """The network of a prior other than embedded: precision, size, LoRAs, and whether the hub may be asked."""
+    """The prior's network: which design the embedded one draws; of others precision, size, LoRAs, and the hub."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="what the network computes in; auto: half precision on a GPU, float32 on a CPU"
@@ -50,6 +50,13 @@ class ModelConfig(Section):
     loras: str | None = Field(None, description="LoRA files, FILE or FILE:SCALE, separated by commas (safetensors)")
     non_commercial: bool = Field(False, description="use a model whose licence forbids commercial use")
     offline: bool = Field(False, description="never ask the hub: use only what is on the disk")
+    design: int | None = Field(
+        None,
+        ge=0,
+        le=32,
+        description="which of a noun's designs the embedded prior draws, 1 to 32; 0: any, another in every view; "
+        "none: by the seed",
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="torch.compile and CUDA graphs on a GPU; auto: compiled beside the first steps, on: before them",

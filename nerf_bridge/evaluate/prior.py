@@ -120,8 +120,8 @@ def judge_case(case: Case, drawn: Tensor, judge: Judge, seeds: int) -> CaseResul
     true = true_pictures(request, range(seeds))
     sized = functional.interpolate(drawn, (SMALL, SMALL), mode="area") if drawn.shape[-1] != SMALL else drawn
     behind = background_for(request.prompt)
-    pixels = ([object_pixels(image, behind) for image in images] for images in (sized, true))
-    obeyed, true_obeyed = judge_beside_truth(*pixels, asked_colours(request.prompt)) or ([], [])
+    pixels, true_pixels = ([object_pixels(image, behind) for image in images] for images in (sized, true))
+    obeyed, true_obeyed = judge_beside_truth(pixels, true_pixels, asked_colours(request.prompt)) or ([], [])
     return CaseResult(
         case=case,
         drawn=sized,

@@ -14,6 +14,7 @@ from nerf_bridge.prior.data.colours import tint_distribution
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.primitives import CATEGORY as PRIMITIVES
 from nerf_bridge.prior.degrade import FLAWS, degrade
+from nerf_bridge.prior.designs import DesignTable, add_designs, design_table, design_vectors
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import Condition, camera_features, ray_map
 from nerf_bridge.prior.views import RenderedViews, camera_numbers, compose
@@ -22,6 +23,7 @@ TINT_PROBABILITY = 0.55
 DEGRADED_SHARE = 8  # one image in this many is degraded
 PAIR_REPEATS = 2
 TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.08
+DESIGN_TOLD = 0.6  # of the images with words
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class TrainingData:
         usable: [models, tints + 1] bool, which tints may be drawn.
         draw: model rows to draw from uniformly, [d] int64; nouns with many models are drawn less than in proportion.
         tint_mean, tint_spread: [tints, 3]; index 0 is tint 1 of the captions.
+        designs: which designs stand for each model.
+        design_words: their vectors [DESIGNS, width] half.
     """
 
     views: RenderedViews
@@ -47,6 +51,8 @@ class TrainingData:
     draw: Tensor
     tint_mean: Tensor
     tint_spread: Tensor
+    designs: DesignTable
+    design_words: Tensor
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ def prepare(
         draw=torch.repeat_interleave(torch.arange(len(models)), torch.tensor(repeats)).to(device),
         tint_mean=torch.as_tensor(tint_mean, device=device),
         tint_spread=torch.as_tensor(tint_spread, device=device),
+        designs=design_table([model.noun for model in models]).to(device),
+        design_words=design_vectors(parts[0][0].shape[-1]).half().to(device),
     )
 
 
@@ -113,21 +121,23 @@ def draw_batch(data: TrainingData, b: int) -> Batch:
     background = random_backgrounds(b, device)
     images = compose(data.views.layers[rows], (data.tint_mean[tint - 1] + spread).clamp(0, 1), tint > 0, background)
     images[:n_degraded] = degrade(images[:n_degraded], state[:n_degraded] - 1)
-    return Batch(2 * images - 1, draw_condition(data, rows, caption, background))
+    return Batch(2 * images - 1, draw_condition(data, models, rows, caption, background))
 
 
-def draw_condition(data: TrainingData, rows: Tensor, caption: Tensor, background: Tensor) -> Condition:
-    """What the network is told, with text and camera dropped at random so that it learns the null."""
-    chance = torch.rand(3, len(rows), device=rows.device)
+def draw_condition(data: TrainingData, models: Tensor, rows: Tensor, caption: Tensor, background: Tensor) -> Condition:
+    """What the network is told, with design, text and camera dropped at random so that it learns to do without."""
+    chance = torch.rand(4, len(rows), device=rows.device)
     known = chance[0] >= CAMERA_DROPOUT
     azimuth_rad, elevation_rad, distance, fovy_rad = data.features[rows].unbind(-1)
     camera = camera_features(azimuth_rad, elevation_rad, distance, fovy_rad, background, known)
     camera = camera * (known | (chance[1] < 0.5))[:, None]  # half of the hidden cameras hide the background too
     cameras = data.views.cameras
     rays = ray_map(cameras.c2w[rows], cameras.fovy_rad[rows], data.views.layers.shape[-1] // 2)
-    mask = data.text_mask[caption] & (chance[2] >= TEXT_DROPOUT)[:, None]
+    design = data.designs.draw(models) * (chance[3] < DESIGN_TOLD)
+    text, mask = add_designs(data.text[caption], data.text_mask[caption], design, data.design_words)
+    mask = mask & (chance[2] >= TEXT_DROPOUT)[:, None]
     bf16 = torch.bfloat16
-    return Condition(data.text[caption].to(bf16), mask, camera.to(bf16), (rays * known[:, None, None, None]).to(bf16))
+    return Condition(text.to(bf16), mask, camera.to(bf16), (rays * known[:, None, None, None]).to(bf16))
 
 
 def random_backgrounds(b: int, device: torch.device) -> Tensor:

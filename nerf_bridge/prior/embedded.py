@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.paths import data_path
+from nerf_bridge.prior.designs import add_designs, design_vectors, split_design
 from nerf_bridge.prior.protocol import PriorInfo, PromptEmbeddings, ViewCondition
 from nerf_bridge.prior.replay import Replayed
 from nerf_bridge.prior.text import TEXT_WEIGHTS_SHA256, TextEncoder, text_encoder_folder
@@ -40,19 +41,25 @@ class EmbeddedPrior:
     """A small text- and camera-conditioned pixel diffusion model (64 x 64), and its text encoder.
 
     Times are continuous in (0, 1) on the cosine schedule; images are noised as pixels in -1..1.
+
+    Attributes:
+        designs: how many designs of a noun a prompt may name, see designs.py; 0: it was trained without.
     """
 
     name = "embedded"
     knows_cameras = True
     view_group = 1
 
-    def __init__(self, network: UNet, text_encoder: TextEncoder, device: torch.device, sha256: dict[str, str]):
+    def __init__(
+        self, network: UNet, text_encoder: TextEncoder, device: torch.device, sha256: dict[str, str], designs: int = 0
+    ):
         self.image_size = network.config.image_size
         self.device = device
         self.dtype = fastest_dtype(device)
         self.network = channels_last(network.to(device, self.dtype)).eval().requires_grad_(False)
         self.text_encoder = text_encoder.to(device)
         self.sha256 = sha256
+        self.designs = designs
         self._replayed = Replayed(self._predict)
 
     def info(self) -> PriorInfo:
@@ -60,9 +67,18 @@ class EmbeddedPrior:
         return PriorInfo(self.name, LICENCE, "trained by this project: nerf_bridge/prior/train.py", self.sha256)
 
     def encode_prompts(self, prompts: list[str]) -> PromptEmbeddings:
-        """Token vectors of `prompts`; the empty string is the null prompt."""
-        tokens, mask = self.text_encoder(prompts)
-        return PromptEmbeddings(tokens, mask)
+        """Token vectors of `prompts`; the empty string is the null prompt.
+
+        Raises:
+            UserError: a prompt names a design that there is not.
+        """
+        if not self.designs:
+            return PromptEmbeddings(*self.text_encoder(prompts))
+        split = [split_design(prompt) for prompt in prompts]
+        tokens, mask = self.text_encoder([prompt for prompt, _ in split])
+        design = torch.tensor([design for _, design in split], device=tokens.device)
+        vectors = design_vectors(tokens.shape[-1]).to(tokens.device)
+        return PromptEmbeddings(*add_designs(tokens, mask, design, vectors))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images [b, 3, h, w] in 0..1, brought to the prior's size, as pixels in -1..1; differentiable."""
@@ -128,13 +144,29 @@ def load_embedded(device: torch.device | str, folder: Path | None = None) -> Emb
         UserError: a weight file is missing, damaged, or not the one that its index names.
     """
     folder = folder or data_path("prior/weights")
-    network, sha256 = load_weights(folder)
-    text_encoder = TextEncoder(text_encoder_folder(), network.config.text_length)
-    return EmbeddedPrior(network, text_encoder, torch.device(device), sha256 | {"text encoder": TEXT_WEIGHTS_SHA256})
+    stored = load_weights(folder)
+    text_encoder = TextEncoder(text_encoder_folder(), stored.network.config.text_length)
+    sha256 = stored.sha256 | {"text encoder": TEXT_WEIGHTS_SHA256}
+    return EmbeddedPrior(stored.network, text_encoder, torch.device(device), sha256, stored.designs)
 
 
-def load_weights(folder: Path) -> tuple[UNet, dict[str, str]]:
-    """The network in float32 and the SHA-256 of each of its files. Raises UserError as load_embedded does."""
+@dataclass(frozen=True)
+class StoredWeights:
+    """What a folder of weights holds.
+
+    Attributes:
+        network: in float32.
+        sha256: of each file.
+        designs: how many designs of a noun it was told in training.
+    """
+
+    network: UNet
+    sha256: dict[str, str]
+    designs: int
+
+
+def load_weights(folder: Path) -> StoredWeights:
+    """What `folder` holds. Raises UserError as load_embedded does."""
     index_path = folder / "index.json"
     try:
         index = json.loads(index_path.read_text())
@@ -147,14 +179,15 @@ def load_weights(folder: Path) -> tuple[UNet, dict[str, str]]:
             weights |= load(data)
         network = UNet(UNetConfig(**sizes))
         network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
+        designs = int(index.get("designs", 0))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = one_line(error, 300)
         raise UserError(f"cannot load the prior's weights from {folder}: {reason}; reinstall the package") from None
-    return network, index["sha256"]
+    return StoredWeights(network, index["sha256"], designs)
 
 
-def save_weights(network: UNet, folder: Path, training: dict) -> None:
-    """Write half-precision safetensors shards of at most 15 MiB, and index.json with sizes, hashes and `training`."""
+def save_weights(network: UNet, folder: Path, training: dict, designs: int = 0) -> None:
+    """Write half-precision safetensors shards of at most 15 MiB, and index.json with sizes, hashes and the rest."""
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
     room = LARGEST_SHARD_BYTES - 2**16
@@ -172,4 +205,5 @@ def save_weights(network: UNet, folder: Path, training: dict) -> None:
             aside = renamed_at_the_end.enter_context(replacing(path))
             save_file(shard, aside)
             sha256[path.name] = hashlib.sha256(aside.read_bytes()).hexdigest()
-    write_json(folder / "index.json", {"network": asdict(network.config), "sha256": sha256, "training": training})
+    index = {"network": asdict(network.config), "designs": designs, "sha256": sha256, "training": training}
+    write_json(folder / "index.json", index)

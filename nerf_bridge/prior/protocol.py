@@ -109,6 +109,13 @@ class SparingPrior(Protocol):
         ...
 
 
+@runtime_checkable
+class DesigningPrior(Protocol):
+    """A prior whose prompts may name one of a noun's designs (prior/designs.py); `designs`: how many."""
+
+    designs: int
+
+
 class Prior(Protocol):
     """A diffusion model that says what an image of a prompt should look like.
 

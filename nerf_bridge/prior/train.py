@@ -27,6 +27,7 @@ from nerf_bridge.errors import UserError
 from nerf_bridge.prior.batches import Batch, TrainingData, draw_batch, prepare
 from nerf_bridge.prior.data.captions import build_caption_table
 from nerf_bridge.prior.data.pack import load_library
+from nerf_bridge.prior.designs import DESIGNS
 from nerf_bridge.prior.embedded import load_weights, save_weights
 from nerf_bridge.prior.fresh_views import FreshViews
 from nerf_bridge.prior.probe import AzimuthProbe
@@ -244,7 +245,7 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     views = render_library(models, arguments.views, seed, config.image_size, threads, rank == 0)
     logger.info("rank %d rendered %d views in %.0f s", rank, len(views.layers), time.perf_counter() - began)
     torch.manual_seed(arguments.seed)
-    network = load_weights(start)[0] if start else UNet(config)
+    network = load_weights(start).network if start else UNet(config)
     encoder = TextEncoder(arguments.text_encoder or text_encoder_folder(), config.text_length).to("cuda")
     data = prepare(models, captions, views, encoder, torch.device("cuda"))
     probe = AzimuthProbe.build(models, encoder, torch.device("cuda"))
@@ -254,7 +255,7 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     training = {"gpus": world, "models": len(models), **options}
 
     def keep(averaged: UNet, log: list[dict]) -> None:
-        save_weights(averaged, arguments.out, training | {"log": log, "earlier": earlier})
+        save_weights(averaged, arguments.out, training | {"log": log, "earlier": earlier}, DESIGNS)
 
     fresh = FreshViews(models, arguments.views, seed + world, config.image_size, max(1, threads - 1))
     renew = functools.partial(fresh.replace_one, data)

@@ -72,8 +72,9 @@ def noised(n):
 def test_weights_come_back_as_they_were_saved(tmp_path):
     network = tiny_network()
     save_weights(network, tmp_path / "new" / "weights", {"models": 3})
-    loaded, sha256 = load_weights(tmp_path / "new" / "weights")
-    assert loaded.config == TINY
+    stored = load_weights(tmp_path / "new" / "weights")
+    loaded, sha256 = stored.network, stored.sha256
+    assert loaded.config == TINY and stored.designs == 0
     original = network.state_dict()
     assert loaded.state_dict().keys() == original.keys()
     for name, value in loaded.state_dict().items():
@@ -94,13 +95,14 @@ def test_large_weights_are_split_into_files_below_the_limit(tmp_path, monkeypatc
     assert len(shards) > 3 and all(shard.stat().st_size <= limit for shard in shards)
     names = [name for shard in shards for name in load_file(shard)]
     assert sorted(names) == sorted(network.state_dict())
-    loaded, sha256 = load_weights(tmp_path)
-    assert len(sha256) == len(shards)
-    assert torch.equal(loaded.conv_in.weight, network.conv_in.weight.half().float())
+    stored = load_weights(tmp_path)
+    assert len(stored.sha256) == len(shards)
+    assert torch.equal(stored.network.conv_in.weight, network.conv_in.weight.half().float())
 
 
 def test_the_shipped_weights_load_and_are_small():
-    network, sha256 = load_weights(data_path("prior/weights"))
+    stored = load_weights(data_path("prior/weights"))
+    network, sha256 = stored.network, stored.sha256
     assert network.config.image_size == 64
     sizes = [(data_path("prior/weights") / name).stat().st_size for name in sha256]
     assert max(sizes) <= 15 * 2**20 and sum(sizes) <= 48 * 2**20

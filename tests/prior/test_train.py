@@ -15,6 +15,7 @@ from nerf_bridge.errors import UserError
 from nerf_bridge.prior import embedded
 from nerf_bridge.prior.data.pack import pack_library
 from nerf_bridge.prior.data.primitives import build_primitives
+from nerf_bridge.prior.designs import DESIGNS
 from nerf_bridge.prior.embedded import load_weights, save_weights
 from nerf_bridge.prior.train import FlatParameters, draw_times, learning_rate, where_to_start
 from nerf_bridge.prior.unet import Condition, UNet, UNetConfig
@@ -89,7 +90,7 @@ def test_going_on_takes_the_weights_and_the_record_of_how_they_came(tmp_path: Pa
 def test_a_kill_while_weights_are_written_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     save_weights(UNet(TINY), tmp_path, {})
-    before = {name: value.clone() for name, value in load_weights(tmp_path)[0].state_dict().items()}
+    before = {name: value.clone() for name, value in load_weights(tmp_path).network.state_dict().items()}
     real, written = embedded.save_file, []
 
     def killed(shard: dict, path: Path) -> None:
@@ -102,7 +103,7 @@ def test_a_kill_while_weights_are_written_leaves_the_old_ones(tmp_path: Path, mo
     monkeypatch.setattr(embedded, "LARGEST_SHARD_BYTES", 2**16 + 2**17)
     with pytest.raises(KeyboardInterrupt):
         save_weights(UNet(TINY), tmp_path, {})
-    after = load_weights(tmp_path)[0].state_dict()
+    after = load_weights(tmp_path).network.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
@@ -113,8 +114,9 @@ def test_a_short_training_runs_and_saves_weights(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nerf_bridge.prior.train", "--library", str(library), "--out", str(tmp_path / "w")]
     command += ["--minutes", "0.3", "--views", "4", "--batch", "64"]
     subprocess.run(command, check=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"})
-    network, _ = load_weights(tmp_path / "w")
-    assert all(bool(torch.isfinite(p).all()) for p in network.parameters())
+    stored = load_weights(tmp_path / "w")
+    assert stored.designs == DESIGNS
+    assert all(bool(torch.isfinite(p).all()) for p in stored.network.parameters())
     log = json.loads((tmp_path / "w" / "index.json").read_text())["training"]["log"]
     assert log[-1]["loss"] < 0.5
     subprocess.run([*command, "--resume"], check=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"})
