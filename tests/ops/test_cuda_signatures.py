@@ -51,7 +51,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     for module in MODULES:
         monkeypatch.setattr(module, "run_kernel", record)
         monkeypatch.setattr(module, "check_float", lambda *given: None, raising=False)
-    monkeypatch.setattr(grid_mlp, "_gpu", lambda device: ((9, 0), 227 << 10, 132))
+    monkeypatch.setattr(grid_mlp, "_gpu", lambda device: (90, 227 << 10, 132))
     return calls
 
 
