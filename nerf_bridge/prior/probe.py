@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.errors import UserError
+from nerf_bridge.prior.data.captions import caption_variants
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.pack import load_library
 from nerf_bridge.prior.embedded import load_embedded
@@ -83,7 +84,7 @@ class AzimuthProbe:
                 angles.append((azimuth, elevation))
         if not shown:
             raise UserError(f"none of the {len(models)} models looks different enough from other sides for the probe")
-        text, mask = encoder([f"{model.article} {model.noun}".strip() for model in shown])
+        text, mask = encoder([own_caption(model) for model in shown])
         azimuths, elevations = torch.tensor(angles, device=device).unbind(-1)
         stacked = torch.stack(images)
         noise = torch.randn(stacked.shape, generator=generator)
@@ -125,6 +126,11 @@ class AzimuthProbe:
             v = network(noised[rows].to(dtype), t[rows], part).float()
             found.append(((v - target[rows]) ** 2).mean((1, 2, 3)))
         return torch.cat(found)
+
+
+def own_caption(model: LibraryModel) -> str:
+    """What a model in its own colours is called: with its colour where that is unmistakable, as in training."""
+    return caption_variants(model.noun, model.article, model.base_colour_word)[0]
 
 
 def _condition(told: Told, size: int, dtype: torch.dtype) -> Condition:

@@ -78,9 +78,11 @@ def test_table_names_noun_and_colour():
     sofas = [table.texts[i] for i in table.caption_index[5, green, 0]]
     assert "a green couch" in sofas
     own = [table.texts[i] for i in table.caption_index[0, 0, 0]]
-    assert "a red armchair" in own
+    assert own[:2] == ["a red armchair", "red armchair"] and own[3:5] == ["an armchair", "armchair"]
     foggy = [table.texts[i] for i in table.caption_index[0, 0, STATES.index("fog")]]
-    assert any(text.endswith("foggy") for text in foggy)
+    assert foggy[0].startswith("a red armchair, foggy") and foggy[3].startswith("an armchair, foggy")
+    nameless = [table.texts[i] for i in table.caption_index[1, 0, 0]]  # a model whose colour has no word
+    assert not any("red" in text for text in nameless)
 
 
 def test_untintable_models_have_no_tints():

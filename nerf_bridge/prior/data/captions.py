@@ -44,8 +44,8 @@ class CaptionTable:
 
     Attributes:
         texts: distinct captions; text 0 is the empty prompt.
-        caption_index: [n_models, n_tints + 1, n_states, N_VARIANTS] int32 into texts; tint 0 is the model's own
-            colours; repeated to fill. Held-out pairs point at captions without the colour.
+        caption_index: [n_models, n_tints + 1, n_states, N_VARIANTS] int32 into texts; repeated to fill. Tint 0 is the
+            model's own colours, half of the time without their word. Held-out pairs point at captions without it.
         usable: [n_models, n_tints + 1] bool; draw only tints that are usable: held-out pairs and models without
             a tintable part are not.
         states: names along the state axis, "clean" first, then the keys of DEGRADATIONS in order.
@@ -123,10 +123,14 @@ def build_caption_table(
             held_out = colour is not None and (model.noun, colour) in held_out_pairs
             usable[row, tint] = (tintable and not held_out) if tint else True
             colour = None if held_out or not (tintable or tint == 0) else colour
-            key = (model.noun, model.article, colour)
-            if key not in cells:
-                cells[key] = _cell(model, colour, number[model.noun], held_out_pairs, seed, texts)
-            index[row, tint] = cells[key]
+            for named in (colour, None):
+                key = (model.noun, model.article, named)
+                if key not in cells:
+                    cells[key] = _cell(model, named, number[model.noun], held_out_pairs, seed, texts)
+            index[row, tint] = cells[model.noun, model.article, colour]
+            if tint == 0:  # whoever asks for a chair without a colour gets one in its own
+                half = N_VARIANTS // 2
+                index[row, 0, :, half:] = cells[model.noun, model.article, None][:, :half]
     return CaptionTable(list(texts), index, usable, STATES, TINT_WORDS)
 
 
