@@ -54,8 +54,11 @@ class TextEncoder(nn.Module):
     def forward(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Hidden states [n, length, 384] and which tokens are words [n, length] bool; the empty text has no words."""
         encoded = self.tokenizer.encode_batch(list(texts))
-        for text in (text for text, item in zip(texts, encoded, strict=True) if item.overflowing):
-            logger.warning("the prior reads at most %d tokens; the end of this is left out: %s", self.length, text)
+        cut = [text for text, item in zip(texts, encoded, strict=True) if item.overflowing]
+        if cut:
+            more = f" (and of {len(cut) - 1} more)" if len(cut) > 1 else ""
+            told = "the prior reads at most %d tokens; the end of this%s is left out: %s"
+            logger.warning(told, self.length, more, cut[0])
         device = self.transformer.embeddings.word_embeddings.weight.device
         ids = torch.tensor([item.ids for item in encoded], device=device)
         attended = torch.tensor([item.attention_mask for item in encoded], device=device).bool()

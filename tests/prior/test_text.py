@@ -49,3 +49,7 @@ def test_what_is_too_long_is_said(encoder: TextEncoder, caplog: pytest.LogCaptur
     assert not caplog.records
     encoder(["a red sofa with a very long tail of words that no encoder of sixteen tokens could ever read to its end"])
     assert "at most 16 tokens" in caplog.text
+    caplog.clear()
+    encoder(["a very " * 12 + "old chair", "a sofa", "a very " * 12 + "old table"])
+    (record,) = caplog.records
+    assert "this (and of 1 more) is left out: a very" in record.getMessage()
