@@ -13,7 +13,7 @@ from nerf_bridge.prior.data.captions import CaptionTable
 from nerf_bridge.prior.data.colours import tint_distribution
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.primitives import CATEGORY as PRIMITIVES
-from nerf_bridge.prior.degrade import FLAWS, degrade
+from nerf_bridge.prior.degrade import FLAWS, degrade, draw_flaws
 from nerf_bridge.prior.designs import DesignTable, add_designs, design_table, design_vectors
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import Condition, camera_features, ray_map
@@ -109,10 +109,10 @@ def draw_batch(data: TrainingData, b: int) -> Batch:
     device = data.draw.device
     models = data.draw[torch.randint(len(data.draw), (b,), device=device)]
     rows = models * data.views.per_model + torch.randint(data.views.per_model, (b,), device=device)
-    n_tints, n_states, n_variants = data.captions.shape[1:]
+    n_tints, _, n_variants = data.captions.shape[1:]
     state = torch.zeros(b, dtype=torch.long, device=device)
     n_degraded = b // DEGRADED_SHARE
-    state[:n_degraded] = torch.randint(1, n_states, (n_degraded,), device=device)
+    state[:n_degraded] = 1 + draw_flaws(n_degraded, device)
     tint = torch.randint(1, n_tints, (b,), device=device) * (torch.rand(b, device=device) < TINT_PROBABILITY)
     variant = torch.randint(n_variants, (b,), device=device)
     tint = tint * data.usable[models, tint]

@@ -11,6 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+DISTILLED_SHARE = 0.45  # of the flawed images, besides those that the lot over all flaws gives it
+
+
+def distilled(images: Tensor, strength: Tensor) -> Tensor:
+    """As a render half-way through a distillation: thin parts faint, edges soft, colours too strong."""
+    b, c, height, width = images.shape
+    around = functional.unfold(functional.pad(images, (2, 2, 2, 2), mode="replicate"), 5)
+    without_thin = around.view(b, c, 25, height, width).median(2).values
+    faint = torch.lerp(images, without_thin, 0.4 + 0.6 * strength)
+    soft = functional.avg_pool2d(functional.pad(faint, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    grey = soft.mean(1, keepdim=True)
+    return (grey + (soft - grey) * (1.1 + 0.5 * strength)).clamp(0, 1)
+
 
 def blur(images: Tensor, strength: Tensor) -> Tensor:
     smooth = functional.avg_pool2d(functional.pad(images, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
@@ -50,6 +63,7 @@ def dark(images: Tensor, strength: Tensor) -> Tensor:
 
 
 FLAWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "distilled": distilled,
     "blur": blur,
     "oversaturate": oversaturate,
     "pixelate": pixelate,
@@ -59,6 +73,11 @@ FLAWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "low_contrast": low_contrast,
     "dark": dark,
 }
+
+
+def draw_flaws(n: int, device: torch.device) -> Tensor:
+    """Indices [n] into FLAWS by lot: half of them the first, which is what the bridge starts from."""
+    return torch.randint(len(FLAWS), (n,), device=device) * (torch.rand(n, device=device) > DISTILLED_SHARE)
 
 
 def degrade(images: Tensor, kind: Tensor) -> Tensor:

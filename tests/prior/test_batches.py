@@ -8,7 +8,7 @@ import torch
 from nerf_bridge.prior.batches import PAIR_REPEATS, TrainingData, draw_batch, draw_repeats, prepare
 from nerf_bridge.prior.data.captions import build_caption_table
 from nerf_bridge.prior.data.primitives import build_primitives
-from nerf_bridge.prior.degrade import FLAWS, degrade
+from nerf_bridge.prior.degrade import FLAWS, degrade, draw_flaws
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
 from nerf_bridge.prior.views import compose, render_library, training_cameras
 
@@ -75,6 +75,22 @@ def test_each_flaw_changes_the_image_mildly(name: str) -> None:
     assert float(flawed.min()) >= 0.0
     assert float(flawed.max()) <= 1.0
     assert 0.005 < float((flawed - images).abs().mean()) < 0.35
+
+
+def test_half_of_the_flaws_are_those_of_a_distillation() -> None:
+    torch.manual_seed(0)
+    counts = torch.bincount(draw_flaws(20_000, torch.device("cpu")), minlength=len(FLAWS)) / 20_000
+    assert 0.48 < float(counts[0]) < 0.54 and next(iter(FLAWS)) == "distilled"
+    assert float(counts[1:].min()) > 0.05
+
+
+def test_what_is_thin_fades_in_a_distillation_and_what_is_thick_stays() -> None:
+    image = torch.ones(1, 3, 32, 32)
+    image[:, 1:, 4:16, 4:28] = 0.2  # a red seat
+    image[:, 1:, 16:30, 8] = 0.2  # a red leg
+    flawed = degrade(image, torch.zeros(1, dtype=torch.long))[0]
+    seat, leg, behind = flawed[1, 10, 16], flawed[1, 24, 8], flawed[1, 24, 20]
+    assert float(seat) < 0.2 and float(behind) == 1.0 and 0.6 < float(leg) <= 1.0
 
 
 def test_training_cameras_cover_the_ranges() -> None:

@@ -24,6 +24,7 @@ NEGATIVE_WORDS = (
 )
 # Words for each flaw; the order of the kinds is the order of the states after "clean".
 DEGRADATIONS: dict[str, tuple[str, ...]] = {
+    "distilled": ("smooth", "oversaturated", "bad structure", "hazy"),
     "blur": ("blurry", "smooth", "out of focus", "low quality", "bad structure"),
     "oversaturate": ("oversaturated", "cartoon", "unrealistic"),
     "pixelate": ("pixelated", "low-resolution", "low quality", "malformed"),
@@ -33,6 +34,8 @@ DEGRADATIONS: dict[str, tuple[str, ...]] = {
     "low_contrast": ("low contrast", "dull", "hazy"),
     "dark": ("dark", "gloomy", "dull"),
 }
+# Flaws that also stand for a whole prompt: the first for what stage two of the bridge is to leave behind.
+WHOLE_PROMPTS = {"distilled": SOURCE_WORDS, "low_contrast": NEGATIVE_WORDS, "dark": NEGATIVE_WORDS}
 STATES: tuple[str, ...] = ("clean", *DEGRADATIONS)
 COMMON = 4  # nouns of as many models get flawed captions for each colour
 N_VARIANTS = 6  # texts to draw from for each model, tint and state
@@ -76,26 +79,22 @@ def caption_variants(noun: str, article: str, colour: str | None, material: str 
 
 
 def degraded_variants(caption: str, kind: str, rng: np.random.Generator, n: int) -> list[str]:
-    """Describe a flawed image: the caption with words of its flaw, or with the whole source or negative prompt.
+    """Describe a flawed image: the caption with words of its flaw, or with the whole prompt that it stands for.
 
     Args:
         caption: a clean caption; kind: a key of DEGRADATIONS; rng: draws the words; n: how many captions, at least 2.
 
     Returns:
-        n captions: first with the kind's first word, last with the whole source or negative prompt.
+        n captions: first with the kind's first word, last with the whole prompt, if the kind has one.
     """
     words = DEGRADATIONS[kind]
     variants = [f"{caption}, {words[0]}"]
-    while len(variants) < n - 1:
+    while len(variants) < n:
         size = int(rng.integers(1, len(words) + 1))
         variants.append(f"{caption}, " + ", ".join(words[i] for i in rng.permutation(len(words))[:size]))
-    return [*variants, with_whole_prompt(caption, kind)]
-
-
-def with_whole_prompt(caption: str, kind: str) -> str:
-    """Append the bridge's source words, or NFSD's negative words for flaws that only those name."""
-    whole = SOURCE_WORDS if DEGRADATIONS[kind][0] in SOURCE_WORDS.split(", ") else NEGATIVE_WORDS
-    return f"{caption}, {whole}"
+    if kind in WHOLE_PROMPTS:
+        variants[-1] = f"{caption}, {WHOLE_PROMPTS[kind]}"
+    return variants
 
 
 def build_caption_table(
@@ -158,7 +157,7 @@ def _cell(
             flawed = degraded_variants(clean[0], kind, rng, 4 if plain else 2)
         else:
             plain_name = with_article(model.noun, countable=bool(model.article))
-            flawed = [f"{plain_name}, {DEGRADATIONS[kind][0]}", with_whole_prompt(clean[0], kind)]
+            flawed = [f"{plain_name}, {DEGRADATIONS[kind][0]}", degraded_variants(clean[0], kind, rng, 2)[-1]]
         cell[state] = _fill(flawed, texts)
     return cell
 
