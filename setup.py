@@ -1,8 +1,8 @@
 """What the package is, what it needs and what the wheel carries. The tools' settings are in pyproject.toml.
 
 Kernels are built at first use. ``NERF_BRIDGE_BUILD=auto|cuda|cpu|none`` (default none) builds them ahead of time into
-the package instead; a wheel built so fits this machine only. torch takes no part in either: the kernels have a plain C
-interface.
+the package instead, those for CUDA for the compute capabilities in ``NERF_BRIDGE_CUDA_ARCHS``; a wheel built so fits
+this kind of CPU only. torch takes no part in either: the kernels have a plain C interface.
 """
 
 import importlib.util
@@ -17,6 +17,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PREBUILT = Path("nerf_bridge") / "ops" / "_prebuilt"
+ARCHITECTURES_VARIABLE = "NERF_BRIDGE_CUDA_ARCHS"
 BUILDS = {"none": (), "cpu": ("cpu",), "cuda": ("cpu", "cuda"), "auto": ("cpu", "cuda")}
 REQUIRES = [
     "torch>=2.11",
@@ -86,19 +87,27 @@ def load_builder() -> ModuleType:
     return module
 
 
+def named_targets(builder: ModuleType) -> tuple[str, ...] | None:
+    """What NERF_BRIDGE_CUDA_ARCHS names; None when it is not set. Ends with one line when it cannot be met."""
+    words = os.environ.get(ARCHITECTURES_VARIABLE, "").strip()
+    try:
+        return builder.named_targets(words, ARCHITECTURES_VARIABLE) if words else None
+    except builder.BuildError as error:
+        raise SystemExit(str(error)) from None
+
+
 class BuildWithKernels(build_py):
     """Copies the Python files, then builds the kernels that NERF_BRIDGE_BUILD names."""
 
     def run(self) -> None:
         """Build; a kind that cannot be built is an error, except under auto, where it is left to the first use."""
+        kinds, builder = wanted_builds(), load_builder()
+        targets = {"cuda": named_targets(builder)} if "cuda" in kinds else {}
         super().run()
-        if not wanted_builds():
-            return
-        builder = load_builder()
         out = (ROOT if self.editable_mode else Path(self.build_lib)) / PREBUILT
-        for kind in wanted_builds():
+        for kind in kinds:
             try:
-                print(f"built {builder.build_library(kind, out)}")
+                print(f"built {builder.build_library(kind, out, targets.get(kind))}")
             except builder.BuildError as error:
                 if os.environ["NERF_BRIDGE_BUILD"].strip().lower() != "auto":
                     raise SystemExit(f"NERF_BRIDGE_BUILD: {error}") from None

@@ -189,9 +189,17 @@ def case_rows(case: Case, measured: dict[str, dict[str, Timing]]) -> list[dict]:
             else {"unit": "ms", "p10": rounded(timing.p10), "p90": rounded(timing.p90)}
         )
         own |= {"floor": rounded(case.floors[metric])} if metric in case.floors else {}
-        others = [own | {"peer": name, "peer_value": rounded(of[metric].median)} for name, of in peers if metric in of]
+        others = [own | {"peer": name} | of_peer(metric, of[metric]) for name, of in peers if metric in of]
         rows += others or [own]
     return rows + [{"case": case.name, "metric": name, "value": n, "unit": "count"} for name, n in case.counts.items()]
+
+
+def of_peer(metric: str, timing: Timing) -> dict[str, float]:
+    """A peer's value and, of a time, its spread."""
+    value = {"peer_value": rounded(timing.median)}
+    if metric == "memory":
+        return value
+    return value | {"peer_p10": rounded(timing.p10), "peer_p90": rounded(timing.p90)}
 
 
 def ceiling_rows(ceilings: Ceilings) -> list[dict]:

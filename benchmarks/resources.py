@@ -4,7 +4,8 @@
     python -m benchmarks.resources --page docs/performance.md    puts them into the page, between its two marks
 
 Occupancy is the share of a multiprocessor's 64 warps that fit at once (CUDA programming guide, compute capability 9.0:
-65536 registers, given to warps in pieces of 256; 228 KiB of shared memory, 1 KiB of it lost a block; 32 blocks).
+65536 registers, given to warps in pieces of 256; 228 KiB of shared memory, given in pieces of 128 bytes, 1 KiB of it
+lost a block; 32 blocks). The network's kernels ask for shared memory at their launch, by the number of inputs.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.report import markdown_table, replaced
-from nerf_bridge.ops import build
+from nerf_bridge.ops import build, grid_mlp
 from nerf_bridge.run.files import write_text
 
 ARCHITECTURE = "sm_90"
 MARKS = ("<!-- resources: written by benchmarks/resources.py -->", "<!-- end of resources -->")
 FLAGS = ("-O3", "-std=c++17", "--fmad=false", f"-arch={ARCHITECTURE}", "-Xptxas", "-v", "-cubin")
 WARPS, BLOCKS, REGISTERS, SHARED, SHARED_OF_A_BLOCK = 64, 32, 65536, 228 * 1024, 1024
-REGISTER_PIECE, LANES, THREADS = 256, 32, 128
+REGISTER_PIECE, SHARED_PIECE, LANES, THREADS = 256, 128, 32, 128
+INPUTS = (32, grid_mlp.MAX_INPUTS)  # of the network: 16 levels of 2 features, and the most there may be
 COMPILE_SECONDS = 600
 
 
@@ -40,8 +42,8 @@ class Kernel:
         source: the file's name.
         name: demangled, without its arguments.
         registers: of a thread.
-        shared: bytes of a block, known at compile time.
-        more_shared: whether its file asks for more shared memory at a launch.
+        shared: bytes of a block: those that the compiler knows and, once `at_launch`, those asked for at the launch.
+        asks: whether its file asks for shared memory at a launch.
         spilled: bytes of a thread that are stored to and loaded from local memory for want of registers.
         stack: bytes of a thread's stack frame.
     """
@@ -50,7 +52,7 @@ class Kernel:
     name: str
     registers: int
     shared: int
-    more_shared: bool
+    asks: bool
     spilled: int
     stack: int
 
@@ -59,7 +61,8 @@ def occupancy(registers: int, shared: int, threads: int = THREADS) -> float:
     """Share of a multiprocessor's warps that blocks of `threads` threads fill when so many are there as fit."""
     warps = -(-threads // LANES)
     of_a_warp = -(-registers * LANES // REGISTER_PIECE) * REGISTER_PIECE
-    fitting = (BLOCKS, WARPS // warps, REGISTERS // max(of_a_warp, 1) // warps, SHARED // (shared + SHARED_OF_A_BLOCK))
+    of_a_block = -(-(shared + SHARED_OF_A_BLOCK) // SHARED_PIECE) * SHARED_PIECE
+    fitting = (BLOCKS, WARPS // warps, REGISTERS // max(of_a_warp, 1) // warps, SHARED // of_a_block)
     return min(fitting) * warps / WARPS
 
 
@@ -74,7 +77,7 @@ def compile_report(source: Path, nvcc: str) -> str:
     return done.stderr
 
 
-def parse_report(source: str, report: str, more_shared: bool = False) -> list[Kernel]:
+def parse_report(source: str, report: str, asks: bool = False) -> list[Kernel]:
     """The kernels of a ptxas report, in its order, with names as the compiler mangled them."""
     entry = re.compile(r"Compiling entry function '(\w+)'")
     stack = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -88,7 +91,7 @@ def parse_report(source: str, report: str, more_shared: bool = False) -> list[Ke
             shared = re.search(r"(\d+) bytes smem", line)
             size = int(shared[1]) if shared else 0
             spilled, stack_frame = frame[1] + frame[2], frame[0]
-            kernels.append(Kernel(source, name, int(found[1]), size, more_shared, spilled, stack_frame))
+            kernels.append(Kernel(source, name, int(found[1]), size, asks, spilled, stack_frame))
             name = ""
     return kernels
 
@@ -119,19 +122,39 @@ def examine() -> list[Kernel]:
     nvcc = build.find_compiler("cuda")
     kernels = []
     for source in tqdm(build.source_files("cuda"), desc="compiling", unit="file"):
-        more_shared = "extern __shared__" in source.read_text(encoding="utf-8")
-        kernels += parse_report(source.name, compile_report(source, nvcc), more_shared)
+        asks = "extern __shared__" in source.read_text(encoding="utf-8")
+        kernels += parse_report(source.name, compile_report(source, nvcc), asks)
     names = demangled([kernel.name for kernel in kernels])
-    return [replace(kernel, name=name) for kernel, name in zip(kernels, names, strict=True)]
+    named = (replace(kernel, name=name) for kernel, name in zip(kernels, names, strict=True))
+    return [launch for kernel in named for launch in at_launch(kernel)]
+
+
+def at_launch(kernel: Kernel) -> list[Kernel]:
+    """The kernel with the shared memory of its launches: the network's for each number of inputs, others as they are.
+
+    Raises:
+        ValueError: it asks for shared memory, and is none of the network's kernels.
+    """
+    if not kernel.asks:
+        return [kernel]
+    found = re.fullmatch(r"(fwd|bwd)<(\d+)(?:, (\d+))?>", kernel.name)
+    if kernel.source != "mlp_cuda.cu" or not found:
+        raise ValueError(f"{kernel.source}: how much shared memory {kernel.name} asks for is not known here: tell it")
+    backward, width = found[1] == "bwd", int(found[2])
+    launches = []
+    for n_inputs in [int(found[3])] if found[3] else INPUTS:
+        shared = kernel.shared + grid_mlp.shared_bytes(n_inputs, width, backward)
+        name = kernel.name if found[3] else f"{kernel.name}, {n_inputs} inputs"
+        launches.append(replace(kernel, name=name, shared=shared))
+    return launches
 
 
 def table(kernels: Sequence[Kernel]) -> list[list[str]]:
-    """A header and a line for each kernel; "+" and "at most" where shared memory is asked for at the launch."""
+    """A header and a line for each kernel."""
     lines = [["source", "kernel", "registers", "shared, bytes", "spilled, bytes", "stack, bytes", "occupancy"]]
     for of in kernels:
-        shared = f"{of.shared}{'+' if of.more_shared else ''}"
-        share = f"{'at most ' if of.more_shared else ''}{occupancy(of.registers, of.shared):.0%}"
-        lines.append([of.source, of.name, str(of.registers), shared, str(of.spilled), str(of.stack), share])
+        numbers = (f"{of.registers}", f"{of.shared:,}", f"{of.spilled}", f"{of.stack}")
+        lines.append([of.source, of.name, *numbers, f"{occupancy(of.registers, of.shared):.0%}"])
     return lines
 
 

@@ -132,6 +132,19 @@ def test_a_version_that_cannot_run_is_left_out_and_ours_is_kept():
     assert left_out == ["a, peer: out of memory", "a, huge: would not fit into memory (1073741824 GiB)"]
 
 
+def test_the_rows_of_a_peer_hold_its_own_spread():
+    def of(value: float) -> dict[str, timing.Timing]:
+        memory = timing.Timing(value, value, value, 1)
+        return {"forward": timing.Timing(value, 0.9 * value, 1.2 * value, 9), "memory": memory}
+
+    case = kernel_cases.Case("a", CPU, [kernel_cases.Version("ours", list), kernel_cases.Version("peer", list)], {}, {})
+    time, memory = kernels.case_rows(case, {"ours": of(1.0), "peer": of(3.0)})
+    assert (time["value"], time["p10"], time["p90"]) == (1.0, 0.9, 1.2)
+    assert (time["peer_value"], time["peer_p10"], time["peer_p90"]) == (3.0, 2.7, 3.6)
+    assert memory["peer_value"] == 3.0 and not {"p10", "p90", "peer_p10", "peer_p90"} & set(memory)
+    assert report.cells(RESULTS | {"rows": [time]})[1] == ["a", "forward", "1 ms", "0.9 to 1.2", "", "3 (3x)"]
+
+
 def test_some_versions_may_be_chosen_and_ours_is_always_there():
     names = ("ours", "ours, float32", "torch eager", "torch.compile", "nerfacc")
     case = kernel_cases.Case("a", CPU, [kernel_cases.Version(name, list) for name in names], {}, {})
@@ -232,18 +245,38 @@ def test_a_page_without_the_marks_is_left_alone(tmp_path: Path, text, capsys):
 
 
 def test_what_the_compiler_says_is_read():
-    first, second = resources.parse_report("x.cu", PTXAS, more_shared=True)
+    first, second = resources.parse_report("x.cu", PTXAS, asks=True)
     assert first == resources.Kernel("x.cu", "_ZN3fooILi2EEvPf", 40, 2048, True, 20, 16)
     assert (second.registers, second.shared, second.spilled) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("registers", "shared", "share"),
-    [(32, 0, 1.0), (33, 0, 0.75), (40, 0, 0.75), (64, 0, 0.5), (255, 0, 0.125), (32, 47 * 1024, 0.25), (16, 0, 1.0)],
+    [(32, 0, 1.0), (33, 0, 0.75), (40, 0, 0.75), (64, 0, 0.5), (255, 0, 0.125), (32, 47 * 1024, 0.25), (16, 0, 1.0)]
+    + [(127, 56_320, 0.25), (127, 57_344, 0.25), (127, 57_345, 0.1875)],  # 4 blocks of 57 KiB fit, with 1 KiB lost
 )
 def test_occupancy_is_that_of_the_programming_guide(registers, shared, share):
     assert resources.occupancy(registers, shared) == pytest.approx(share)
     assert math.isclose(resources.occupancy(32, 0, threads=32), 0.5)  # 32 blocks of one warp
+
+
+def test_the_networks_kernels_have_the_shared_memory_of_their_launch():
+    def kernel(name: str, source: str = "mlp_cuda.cu", asks: bool = True) -> resources.Kernel:
+        return resources.Kernel(source, name, 127, 0, asks, 0, 0)
+
+    (backward,) = resources.at_launch(kernel("bwd<64, 32>"))
+    assert (backward.name, backward.shared) == ("bwd<64, 32>", 56_320)
+    forward = resources.at_launch(kernel("fwd<64>"))
+    assert [(of.name, of.shared) for of in forward] == [
+        ("fwd<64>, 32 inputs", 16_512),
+        ("fwd<64>, 64 inputs", 28_800),
+    ]
+    assert resources.table([backward])[1][2:] == ["127", "56,320", "0", "0", "25%"]
+    plain = kernel("survey", "lit_rows_cuda.cu", asks=False)
+    assert resources.at_launch(plain) == [plain]
+    for unknown in (kernel("fwd<64>", "new_cuda.cu"), kernel("other<64>")):
+        with pytest.raises(ValueError, match="how much shared memory .* asks for is not known"):
+            resources.at_launch(unknown)
 
 
 @pytest.mark.nvcc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -128,6 +129,49 @@ def test_a_wrong_build_choice_is_refused() -> None:
     )
     assert done.returncode == 1
     assert done.stderr == "NERF_BRIDGE_BUILD: expected one of none, cpu, cuda, auto, got 'gpu'\n"
+
+
+COMPILER = """#!/bin/sh
+case "$1" in --version) exit 0;; --list-gpu-code) printf 'sm_80\\nsm_90\\n'; exit 0;; esac
+while [ $# -gt 1 ]; do [ "$1" = -o ] && out="$2"; shift; done
+echo library > "$out"
+"""
+
+
+def built_by_setup(tmp_path: Path, kinds: str, architectures: str) -> tuple[str, Path]:
+    """What building the package with stand-ins for the compilers says on standard error, and where its kernels are."""
+    for compiler in (tmp_path / "bin" / "nvcc", tmp_path / "bin" / "g++"):
+        compiler.parent.mkdir(exist_ok=True)
+        compiler.write_text(COMPILER)
+        compiler.chmod(0o755)
+    choice = {"NERF_BRIDGE_BUILD": kinds, "NERF_BRIDGE_CUDA_ARCHS": architectures}
+    environment = os.environ | choice | {"CXX": str(tmp_path / "bin" / "g++"), "CUDA_HOME": str(tmp_path)}
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return done.stderr, tmp_path / "out" / "nerf_bridge" / "ops" / "_prebuilt"
+
+
+def test_kernels_are_built_into_the_package_for_the_architectures_that_are_named(tmp_path: Path) -> None:
+    said, kernels = built_by_setup(tmp_path, "cuda", "9.0;80")
+    record = json.loads((kernels / "libnerf_bridge_cuda.json").read_text())
+    assert record["targets"] == ["sm_80", "sm_90", "compute_90"], said
+    assert (kernels / "libnerf_bridge_cpu.so").is_file()
+
+
+@pytest.mark.parametrize("kinds", ["cuda", "auto"])
+@pytest.mark.parametrize(
+    ("architectures", "cause"),
+    [
+        ("sm_9x", "expected compute capabilities such as '80;90' or '8.0;9.0', got 'sm_9x'"),
+        ("80;89", "nvcc does not compile for sm_89, only for 80, 90; set CUDA_HOME to a CUDA toolkit that does"),
+    ],
+)
+def test_a_wrong_architecture_is_one_line_before_anything_is_built(
+    tmp_path: Path, kinds: str, architectures: str, cause: str
+) -> None:
+    said, kernels = built_by_setup(tmp_path, kinds, architectures)
+    (line,) = said.splitlines()
+    assert line.startswith("NERF_BRIDGE_CUDA_ARCHS: ") and cause in line and not kernels.exists()
 
 
 def test_every_import_is_declared() -> None:

@@ -80,21 +80,40 @@ def library(kind: str, index: int | None = None) -> ctypes.CDLL:
 
 @functools.cache
 def load(kind: str, target: str) -> Loaded:
-    """Load the prebuilt library of `kind` when it is current, else the one built at first use.
+    """Load the library of `kind` that was built ahead of time when it serves, else the one built at first use.
 
     A failure is kept for the life of the process, so that it costs its time once.
     """
     if kind == "cuda" and not torch.cuda.is_available():
         return Loaded(None, "torch sees no CUDA GPU; install a driver and a CUDA build of torch, or use --device cpu")
     try:
-        prebuilt = build.library_path(kind, PREBUILT_DIR)
-        path = prebuilt if build.is_current(prebuilt, kind, target) else build.cached_library(kind, target)
-        return Loaded(ctypes.CDLL(str(path)), None)
+        loaded = Loaded(ctypes.CDLL(str(_library_file(kind, target))), None)
     except build.BuildError as error:
         return Loaded(None, str(error))
     except OSError as error:
         remedy = "delete what does not load, or set NERF_BRIDGE_CACHE to another folder: then it is built anew"
         return Loaded(None, f"{error}; {remedy}")
+    if build.lacks_tensor_cores(target):
+        logger.warning("this GPU is %s: %s", target, build.NO_TENSOR_CORES)
+    return loaded
+
+
+def _library_file(kind: str, target: str) -> Path:
+    """The library built ahead of time where there is one that serves, else that of the cache, built now if need be."""
+    prebuilt = build.library_path(kind, PREBUILT_DIR)
+    cause = build.why_not(prebuilt, kind, target)
+    if cause is None:
+        return prebuilt
+    if not prebuilt.exists():  # the usual case: nothing was built ahead of time
+        return build.cached_library(kind, target)
+    unfit = f"the {kind} kernels built ahead of time are not used: {cause}"
+    logger.info("%s; others are built now, unless the cache has them", unfit)
+    try:
+        return build.cached_library(kind, target)
+    except build.BuildError as error:
+        again = "reinstall with NERF_BRIDGE_BUILD=" + kind
+        again += f" NERF_BRIDGE_CUDA_ARCHS={target.removeprefix('sm_')}" if kind == "cuda" else ""
+        raise build.BuildError(f"{unfit}, and others cannot be built: {error}; or {again}") from None
 
 
 def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float | bool | None) -> None:
@@ -209,10 +228,12 @@ def _automatic(kind: str) -> str:
 
 
 def _target(kind: str, index: int | None = None) -> str:
-    if kind == "cuda" and torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability(index)
-        return f"sm_{major}{minor}"
-    return build.default_targets(kind)[0]
+    if kind != "cuda":
+        return build.host_target()
+    if not torch.cuda.is_available():
+        return "no GPU"
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"sm_{major}{minor}"
 
 
 @functools.cache

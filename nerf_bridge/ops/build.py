@@ -2,7 +2,10 @@
 
 One compiler call makes one library: ``g++`` for all ``*_cpu.cpp``, ``nvcc`` for all ``*_cuda.cu``. The kernels have a
 plain C interface, so neither torch nor its headers take part and an isolated build (``setup.py``) can call this too:
-``python nerf_bridge/ops/build.py --cpu --cuda --out DIR``.
+``python nerf_bridge/ops/build.py --cpu --cuda --arch 80 90 --out DIR``.
+
+What a library is built for are its targets: this processor, or for CUDA machine code ("sm_80") and PTX ("compute_90",
+which the driver of any newer GPU compiles when it loads it). Ahead of time that is a list, at first use one GPU.
 
 Multiplications and additions are never contracted by the compiler (``-ffp-contract=off``, ``--fmad=false``), so that a
 sample lies at the same place to the last bit on every backend; where a fused operation pays, the sources ask for it.
@@ -17,11 +20,12 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -30,8 +34,12 @@ if sys.platform != "win32":
 logger = logging.getLogger(__name__)
 
 KINDS = ("cpu", "cuda")
-DEFAULT_CUDA_TARGET = "sm_90"
-BUILD_SECONDS = 900
+ARCHITECTURES = (80, 86, 89, 90)  # ahead of time where no GPU is seen, ten times the compute capability
+TENSOR_CORES = 80  # from here on a GPU has the tensor-core products of half precision that our kernels use
+NO_TENSOR_CORES = "no half precision below compute capability 8.0: the field is computed in float32, slower"
+BUILD_SECONDS = 1800
+ASK_SECONDS = 60
+_TEGRA = (87, 101, 110)  # these run no machine code of other GPUs, though of their generation
 _SUFFIX = {"cpu": "_cpu.cpp", "cuda": "_cuda.cu"}
 _REMEDY = {
     "cpu": "install a C++ compiler (Debian, Ubuntu: apt install g++; macOS: xcode-select --install) or name one in CXX",
@@ -65,7 +73,7 @@ def source_files(kind: str) -> list[Path]:
 
 def source_hash(kind: str) -> str:
     """SHA-256 of everything that decides what the library of `kind` does: sources, headers and compiler flags."""
-    digest = hashlib.sha256(" ".join(_flags(kind, ("any",))).encode())
+    digest = hashlib.sha256(" ".join(_flags(kind, ())).encode())
     for path in [*source_files(kind), *sorted((source_dir() / "include").glob("*.h"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
@@ -81,8 +89,81 @@ def host_target() -> str:
 
 
 def default_targets(kind: str) -> tuple[str, ...]:
-    """What a library is built for when nothing else is asked: this processor, or Hopper GPUs."""
-    return (host_target(),) if kind == "cpu" else (DEFAULT_CUDA_TARGET,)
+    """What an ahead-of-time build is for when nothing is asked: this processor, or this machine's GPUs, or many GPUs.
+
+    Raises:
+        BuildError: for "cuda", when there is no nvcc.
+    """
+    if kind == "cpu":
+        return (host_target(),)
+    known = known_architectures(find_compiler("cuda"))
+    present = [number for number in present_gpus() if number in known]
+    return _with_ptx(present or [number for number in ARCHITECTURES if number in known] or known[-1:])
+
+
+def named_targets(words: str, name: str) -> tuple[str, ...]:
+    """The targets that a list of compute capabilities stands for, with PTX of the newest for GPUs to come.
+
+    Args:
+        words: such as "80;90", "8.0, 9.0" or "sm_80 sm_90".
+        name: of the option or variable that they are the value of.
+    Raises:
+        BuildError: a word is none, or there is no nvcc, or it does not compile for one of them.
+    """
+    numbers = set()
+    for word in re.split(r"[;,\s]+", words.strip("; ,\t")):
+        found = re.fullmatch(r"(?:sm_)?(\d{1,2})\.?(\d)", word)
+        if not found:
+            raise BuildError(f"{name}: expected compute capabilities such as '80;90' or '8.0;9.0', got {word!r}")
+        numbers.add(int(found[1] + found[2]))
+    targets = _with_ptx(sorted(numbers))
+    try:
+        _check_known(targets, find_compiler("cuda"))
+    except BuildError as error:
+        raise BuildError(f"{name}: {error}") from None
+    for code in filter(lacks_tensor_cores, targets):
+        logger.warning("%s: %s", code, NO_TENSOR_CORES)
+    return targets
+
+
+def known_architectures(nvcc: str) -> list[int]:
+    """What `nvcc` compiles for, as ten times the compute capability, in rising order."""
+    listed = _run([nvcc, "--list-gpu-code"], "cannot ask nvcc for its architectures")
+    return sorted(int(number) for number in re.findall(r"^sm_(\d+)$", listed, re.MULTILINE))
+
+
+def present_gpus() -> list[int]:
+    """Ten times the compute capability of this machine's GPUs, as nvidia-smi tells; none where it is not there."""
+    command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ASK_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return sorted({int(major + minor) for major, minor in re.findall(r"^(\d+)\.(\d)$", done.stdout, re.MULTILINE)})
+
+
+def has_code(targets: Sequence[str], target: str) -> bool:
+    """Whether a library built for `targets` runs on `target`.
+
+    On a GPU that is PTX of its compute capability or an older one, or machine code of its generation that is no newer
+    (CUDA programming guide, "binary compatibility").
+    """
+    if target in targets or not target.startswith("sm_"):
+        return target in targets
+    gpu = int(target.removeprefix("sm_"))
+    for code in targets:
+        form, _, number = code.partition("_")
+        if form == "compute" and int(number) <= gpu:
+            return True
+        same_family = int(number) // 10 == gpu // 10 and not {int(number), gpu} & set(_TEGRA)
+        if form == "sm" and same_family and int(number) <= gpu:
+            return True
+    return False
+
+
+def lacks_tensor_cores(target: str) -> bool:
+    """Whether `target` is a GPU that is too old for the half-precision kernels."""
+    return target.startswith("sm_") and int(target.removeprefix("sm_")) < TENSOR_CORES
 
 
 def find_compiler(kind: str) -> str:
@@ -113,14 +194,16 @@ def build_library(kind: str, out_dir: Path, targets: tuple[str, ...] | None = No
     Args:
         kind: "cpu" or "cuda".
         out_dir: made if missing; receives ``libnerf_bridge_<kind>.so`` and ``libnerf_bridge_<kind>.json``.
-        targets: CUDA architectures such as ("sm_80", "sm_90"); None: `default_targets`.
+        targets: for CUDA such as ("sm_80", "sm_90", "compute_90"); None: `default_targets`.
     Returns:
         Path of the library.
     Raises:
-        BuildError: no compiler, or it failed; the message holds the compiler's first error.
+        BuildError: no compiler, none for one of the targets, or it failed; the message holds its first error.
     """
-    targets = targets or default_targets(kind)
     compiler = find_compiler(kind)
+    targets = targets or default_targets(kind)
+    if kind == "cuda":
+        _check_known(targets, compiler)
     out_dir.mkdir(parents=True, exist_ok=True)
     library = library_path(kind, out_dir)
     record = {"sources": source_hash(kind), "targets": list(targets)}
@@ -144,12 +227,22 @@ def library_path(kind: str, folder: Path) -> Path:
 
 
 def is_current(library: Path, kind: str, target: str) -> bool:
-    """Whether `library` exists and its record says: built from these very sources, for `target`."""
+    """Whether `library` exists and its record says: built from these very sources, with code for `target`."""
+    return why_not(library, kind, target) is None
+
+
+def why_not(library: Path, kind: str, target: str) -> str | None:
+    """Why `library` does not serve `target`, in a few words; None when it does."""
     try:
         record = json.loads(library.with_suffix(".json").read_text(encoding="utf-8"))
-        return library.is_file() and record["sources"] == source_hash(kind) and target in record["targets"]
+        sources, listed, runs = record["sources"], ", ".join(record["targets"]), has_code(record["targets"], target)
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return "what they were built from is not recorded"
+    if not library.is_file():
+        return "they are missing"
+    if sources != source_hash(kind):
+        return "they were built from other sources"
+    return None if runs else f"they have code for {listed}, none for {target}"
 
 
 def cache_dir() -> Path:
@@ -191,9 +284,25 @@ def _flags(kind: str, targets: tuple[str, ...]) -> list[str]:
     if kind == "cpu":
         native = "-march=native" if platform.machine().lower() in ("x86_64", "amd64", "i686") else "-mcpu=native"
         return [*host, native, "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-pthread"]
-    numbers = [target.removeprefix("sm_") for target in targets]
-    codes = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in numbers]
-    return ["-O3", "-std=c++17", "--fmad=false", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden", *codes]
+    codes = [f"-gencode=arch=compute_{code.partition('_')[2]},code={code}" for code in targets]
+    common = ["-O3", "-std=c++17", "--fmad=false", "--threads=0", "-shared", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+    return [*common, *codes]
+
+
+def _with_ptx(numbers: Sequence[int]) -> tuple[str, ...]:
+    """Machine code for compute capabilities in rising order, and PTX of the last for GPUs newer than that."""
+    return (*(f"sm_{number}" for number in numbers), f"compute_{numbers[-1]}")
+
+
+def _check_known(targets: Sequence[str], nvcc: str) -> None:
+    """Raise BuildError when `nvcc` does not compile for one of `targets`."""
+    known = known_architectures(nvcc)
+    unknown = [code for code in targets if int(code.partition("_")[2]) not in known]
+    if unknown:
+        listed = ", ".join(map(str, known))
+        raise BuildError(
+            f"{nvcc} does not compile for {unknown[0]}, only for {listed}; set CUDA_HOME to a CUDA toolkit that does"
+        )
 
 
 def _nvcc_candidates() -> list[str]:
@@ -227,17 +336,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Build the kernels ahead of time.")
     parser.add_argument("--cpu", action="store_true", help="the C++ library for this processor")
     parser.add_argument("--cuda", action="store_true", help="the CUDA library")
-    parser.add_argument("--arch", nargs="+", default=None, metavar="sm_NN", help="CUDA architectures; default sm_90")
+    known = ", ".join(map(str, ARCHITECTURES))
+    architectures = f"compute capabilities, such as 80 90 or 8.0 9.0; default: this machine's GPUs, else {known}"
+    parser.add_argument("--arch", nargs="+", default=[], metavar="NN", help=architectures)
     parser.add_argument("--out", type=Path, required=True, help="folder that receives the libraries")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if not (options.cpu or options.cuda):
         parser.error("nothing to build: give --cpu, --cuda or both")
+    if options.arch and not options.cuda:
+        parser.error("--arch: only with --cuda")
     try:
+        named = {"cuda": named_targets(" ".join(options.arch), "--arch")} if options.arch else {}
         for kind in KINDS:
             if getattr(options, kind):
-                targets = tuple(options.arch) if kind == "cuda" and options.arch else None
-                logger.info("built %s", build_library(kind, options.out, targets))
+                logger.info("built %s", build_library(kind, options.out, named.get(kind)))
     except (BuildError, OSError) as error:
         logger.error("%s", error)
         return 2

@@ -17,13 +17,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from nerf_bridge.ops.backend import check_float, check_packed_info, check_tensor, run_kernel
+from nerf_bridge.ops.build import TENSOR_CORES
 from nerf_bridge.ops.hash_encoding import HashGridSpec, aligned, level_rows
 
 WIDTHS = (16, 32, 64, 128)
 FEATURES = (2, 4, 8)
 MAX_INPUTS = 64
 MAX_OUTPUTS = 8
-MIN_CAPABILITY = 80  # compute capability 8.0
 BLOCKS_PER_PROCESSOR = 4  # of the backward kernel, each with sums of its own; more do not fit at the usual sizes
 ANY_SIZE = 1 << 62
 TILE_ROWS, PAD = 128, 8  # of the network's kernels: rows of a block, and halves between rows in shared memory
@@ -37,12 +37,14 @@ def can_run(spec: HashGridSpec, width: int, n_outputs: int, backend: str, device
     if backend not in ("cuda", "nerfacc") or not sizes_fit:
         return False
     capability, most_shared, _ = _gpu(device)
-    return capability >= MIN_CAPABILITY and shared_bytes(n_inputs, width) <= most_shared
+    return capability >= TENSOR_CORES and shared_bytes(n_inputs, width) <= most_shared
 
 
-def shared_bytes(n_inputs: int, width: int) -> int:
-    """Shared memory that a block of the backward pass takes (`Layout` in mlp_shape.h)."""
+def shared_bytes(n_inputs: int, width: int, backward: bool = True) -> int:
+    """Shared memory that a block of the network's kernels takes (`Layout` in mlp_shape.h); forward it is less."""
     stride = -(-n_inputs // 16) * 16 + PAD
+    if not backward:
+        return 2 * (TILE_ROWS * stride + width * stride + MAX_OUTPUTS * (width + PAD))
     weights = width * stride + MAX_OUTPUTS * width
     of_a_row = stride + 2 * (width + PAD) + MAX_OUTPUTS + 4
     return 2 * (weights + TILE_ROWS * of_a_row)

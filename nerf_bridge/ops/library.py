@@ -4,6 +4,13 @@ An operator has a kernel (tensors in, new tensors out), a fake of it (the same s
 differentiable, what an autograd.Function has: `setup_context` and `backward`, which calls operators in its turn. Grids
 come as the numbers of a `HashGridSpec`. Outside of compiled graphs the functions of `ops` call their autograd.Function
 themselves: the dispatch of an operator written in Python takes five times as long.
+
+`march_all`, the march without a capacity, makes as many samples as there are. torch.compile takes it into a graph with
+fullgraph=True, or with `torch._dynamo.config.capture_dynamic_output_shape_ops`; else it ends the graph before it and
+begins another behind it. CUDA graphs need a capacity.
+
+No operators: the optimiser's kernel (`adam`), which changes parameters and moments in place, outside of any graph; the
+rasteriser (`raster`), which draws finished meshes and has no gradient; what other people's packages do (`peers`).
 """
 
 from __future__ import annotations
@@ -14,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf_bridge.ops import composite, field_composite, grid_mlp, hash_encoding, march
+from nerf_bridge.ops import composite, field_composite, grid_mlp, hash_encoding, march, rays
 from nerf_bridge.ops.hash_encoding import HashGridSpec
+from nerf_bridge.scene import decoder
 
 NAMESPACE = "nerf_bridge"
 KERNELS = torch.ops.nerf_bridge
@@ -32,7 +40,8 @@ def register(
     name, _, signature = schema.partition("(")
     name = f"{NAMESPACE}::{name}"
     torch.library.define(name, f"({signature}")
-    torch.library.impl(name, ("CPU", "CUDA"), kernel)
+    # disabled: called between two graphs, it would itself be compiled, into a call of this operator
+    torch.library.impl(name, ("CPU", "CUDA"), torch.compiler.disable(kernel))
     torch.library.register_fake(name, fake)
     if backward is not None:
         torch.library.register_autograd(name, backward, setup_context=setup_context)
@@ -62,6 +71,31 @@ register(
     " SymInt capacity) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _march,
     _march_fake,
+)
+
+
+def _march_all(*arguments: Any) -> tuple[Tensor, ...]:
+    samples = march.march_rays(*arguments)
+    return samples.packed_info, samples.ray_indices, samples.t_starts, samples.t_ends, samples.points
+
+
+register(
+    "march_all(Tensor rays_o, Tensor rays_d, Tensor occupied, float step_size, Tensor? jitter, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _march_all,
+    lambda *scene: _march_fake(*scene, torch.library.get_ctx().new_dynamic_size())[:5],
+)
+
+
+def _pixel_rays_fake(c2w: Tensor, fovy_rad: Tensor, height: int, width: int, backend: str) -> tuple[Tensor, Tensor]:
+    n = c2w.shape[0] * height * width
+    return c2w.new_empty(n, 3), c2w.new_empty(n, 3)
+
+
+register(
+    "pixel_rays(Tensor c2w, Tensor fovy_rad, SymInt height, SymInt width, str backend) -> (Tensor, Tensor)",
+    rays.pixel_rays,
+    _pixel_rays_fake,
 )
 
 
@@ -260,4 +294,33 @@ register(
     lambda points, *rest: points.new_empty(points.shape),
     _encode_save,
     _point_gradient_backward,
+)
+
+
+def _decode_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *network, ctx.by_kernel = inputs
+    ctx.save_for_backward(*network[:4])
+
+
+def _decode_backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    return *KERNELS.decode_bwd(*ctx.saved_tensors, grad_out, ctx.by_kernel), None
+
+
+def _decode_bwd_fake(*inputs: Any) -> tuple[Tensor, ...]:
+    *network, grad_out, _ = inputs
+    return *(tensor.new_empty(tensor.shape) for tensor in network), grad_out.new_empty(grad_out.shape[1])
+
+
+_NETWORK = "Tensor features, Tensor hidden_weight, Tensor hidden_bias, Tensor out_weight"
+register(
+    f"decode({_NETWORK}, Tensor out_bias, bool by_kernel) -> Tensor",
+    decoder.decode_fwd,
+    lambda features, *network: features.new_empty(features.shape[0], network[3].shape[0]),
+    _decode_save,
+    _decode_backward,
+)
+register(
+    f"decode_bwd({_NETWORK}, Tensor grad_out, bool by_kernel) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    decoder.decode_bwd,
+    _decode_bwd_fake,
 )

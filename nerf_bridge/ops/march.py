@@ -92,10 +92,11 @@ def march_rays(
     _check(rays_o, rays_d, occupied, step_size, jitter, backend)
     if capacity is not None and capacity < 0:
         raise ValueError(f"capacity: expected at least 0, got {capacity}")
-    if torch.compiler.is_compiling() and capacity is not None:
+    if torch.compiler.is_compiling():
         from nerf_bridge.ops.library import KERNELS  # which imports this module
 
-        return Samples(*KERNELS.march(rays_o, rays_d, occupied, float(step_size), jitter, backend, capacity))
+        arguments = (rays_o, rays_d, occupied, float(step_size), jitter, backend)
+        return Samples(*(KERNELS.march_all(*arguments) if capacity is None else KERNELS.march(*arguments, capacity)))
     if backend == "nerfacc":
         return _with_capacity(_march_nerfacc(rays_o, rays_d, occupied, step_size, jitter), capacity)
     if backend == "torch":

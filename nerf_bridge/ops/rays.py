@@ -26,9 +26,13 @@ def pixel_rays(c2w: Tensor, fovy_rad: Tensor, height: int, width: int, backend: 
     check_tensor("c2w", c2w, (None, 4, 4))
     check_float("c2w", c2w, backend)
     check_tensor("fovy_rad", fovy_rad, (c2w.shape[0],), like=c2w)
-    in_torch = backend == "torch" or c2w.dtype != torch.float32 or torch.compiler.is_compiling()
+    in_torch = backend == "torch" or c2w.dtype != torch.float32
     if in_torch or c2w.requires_grad or fovy_rad.requires_grad:
         return pixel_rays_torch(c2w, fovy_rad, height, width)
+    if torch.compiler.is_compiling():
+        from nerf_bridge.ops.library import KERNELS  # which imports this module
+
+        return KERNELS.pixel_rays(c2w, fovy_rad, height, width, backend)
     n = c2w.shape[0] * height * width
     origins, directions = c2w.new_empty((n, 3)), c2w.new_empty((n, 3))
     run_kernel(backend, "pixel_rays", c2w.contiguous(), fovy_rad.contiguous(), origins, directions, n, height, width)

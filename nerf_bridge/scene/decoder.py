@@ -46,9 +46,13 @@ def decode(
     check_tensor("hidden_weight", hidden_weight, (width, n_inputs), like=features)
     check_tensor("hidden_bias", hidden_bias, (width,), like=features)
     check_tensor("out_bias", out_bias, (n_outputs,), like=features)
-    by_kernel = backend == "cpu" and hidden_weight.shape[0] in WIDTHS
-    function = _DecodeByKernel if by_kernel else _Decode
-    return function.apply(features, hidden_weight, hidden_bias, out_weight, out_bias)
+    network = (features, hidden_weight, hidden_bias, out_weight, out_bias)
+    by_kernel = backend == "cpu" and width in WIDTHS
+    if torch.compiler.is_compiling():
+        from nerf_bridge.ops.library import KERNELS  # which imports this module
+
+        return KERNELS.decode(*network, by_kernel)
+    return _Decode.apply(*network, by_kernel)
 
 
 def _chunks(features: Tensor) -> list[slice]:
@@ -58,53 +62,62 @@ def _chunks(features: Tensor) -> list[slice]:
 
 class _Decode(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, out_weight: Tensor, out_bias: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(features, hidden_weight, hidden_bias, out_weight)
-        out = features.new_empty(features.shape[0], out_weight.shape[0])
-        for rows in _chunks(features):
-            hidden = torch.addmm(hidden_bias, features[rows], hidden_weight.t()).relu_()
-            torch.addmm(out_bias, hidden, out_weight.t(), out=out[rows])
-        return out
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *network, ctx.by_kernel = inputs
+        ctx.save_for_backward(*network[:4])
+        return decode_fwd(*inputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        features, hidden_weight, hidden_bias, out_weight = ctx.saved_tensors
-        grad_features = torch.empty_like(features)
-        grad_hidden_weight, grad_hidden_bias = torch.zeros_like(hidden_weight), torch.zeros_like(hidden_bias)
-        grad_out_weight = torch.zeros_like(out_weight)
-        for rows in _chunks(features):
-            hidden = torch.addmm(hidden_bias, features[rows], hidden_weight.t()).relu_()
-            grad_out_weight.addmm_(grad_out[rows].t(), hidden)
-            grad_hidden = torch.mm(grad_out[rows], out_weight).mul_(hidden.sign_())  # 1 where the ReLU let through
-            grad_hidden_weight.addmm_(grad_hidden.t(), features[rows])
-            grad_hidden_bias += grad_hidden.sum(0)
-            torch.mm(grad_hidden, hidden_weight, out=grad_features[rows])
-        return grad_features, grad_hidden_weight, grad_hidden_bias, grad_out_weight, grad_out.sum(0)
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        arguments = (*ctx.saved_tensors, grad_out, ctx.by_kernel)
+        return *decode_bwd(*arguments), None
 
 
-class _DecodeByKernel(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
-        features, hidden_weight, hidden_bias, out_weight, out_bias = (tensor.contiguous() for tensor in inputs)
-        (n, n_inputs), (n_outputs, width) = features.shape, out_weight.shape
-        ctx.save_for_backward(features, hidden_weight, hidden_bias, out_weight)
-        out = features.new_empty(n, n_outputs)
+def decode_fwd(
+    features: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, out_weight: Tensor, out_bias: Tensor, by_kernel: bool
+) -> Tensor:
+    """What `decode` returns, by the CPU's kernel or by torch chunk by chunk."""
+    (n, n_inputs), (n_outputs, width) = features.shape, out_weight.shape
+    out = features.new_empty(n, n_outputs)
+    if by_kernel:
         network = (features, hidden_weight, hidden_bias, out_weight, out_bias)
-        run_kernel("cpu", "mlp_fwd", *network, out, n, n_inputs, width, n_outputs)
+        dense = (tensor.contiguous() for tensor in network)
+        run_kernel("cpu", "mlp_fwd", *dense, out, n, n_inputs, width, n_outputs)
         return out
+    for rows in _chunks(features):
+        hidden = torch.addmm(hidden_bias, features[rows], hidden_weight.t()).relu_()
+        torch.addmm(out_bias, hidden, out_weight.t(), out=out[rows])
+    return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, ...]:
-        features, hidden_weight, _, out_weight = network = ctx.saved_tensors
-        (n, n_inputs), (n_outputs, width) = features.shape, out_weight.shape
-        grad_features, grad_out = torch.empty_like(features), grad_out.contiguous()
-        sums = features.new_empty(KERNEL_CHUNKS, width * (n_inputs + 1 + n_outputs))
-        sizes = (n, n_inputs, width, n_outputs, KERNEL_CHUNKS)
-        run_kernel("cpu", "mlp_bwd", *network, grad_out, grad_features, sums, *sizes)
-        of_hidden, of_bias, of_out = sums.sum(0).split([width * n_inputs, width, n_outputs * width])
-        weights = (of_hidden.view_as(hidden_weight), of_bias, of_out.view_as(out_weight))
-        return grad_features, *weights, grad_out.sum(0)
+
+def decode_bwd(
+    features: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, out_weight: Tensor, grad_out: Tensor, by_kernel: bool
+) -> tuple[Tensor, ...]:
+    """Gradients over the five arguments of `decode`, of which the last one's value does not matter to them."""
+    network = (features, hidden_weight, hidden_bias, out_weight)
+    if by_kernel:
+        return _backward_by_kernel(*(tensor.contiguous() for tensor in (*network, grad_out)))
+    grad_features = features.new_empty(features.shape)
+    grad_hidden_weight, grad_hidden_bias, grad_out_weight = (tensor.new_zeros(tensor.shape) for tensor in network[1:])
+    for rows in _chunks(features):
+        hidden = torch.addmm(hidden_bias, features[rows], hidden_weight.t()).relu_()
+        grad_out_weight.addmm_(grad_out[rows].t(), hidden)
+        grad_hidden = torch.mm(grad_out[rows], out_weight).mul_(hidden.sign_())  # 1 where the ReLU let through
+        grad_hidden_weight.addmm_(grad_hidden.t(), features[rows])
+        grad_hidden_bias += grad_hidden.sum(0)
+        torch.mm(grad_hidden, hidden_weight, out=grad_features[rows])
+    return grad_features, grad_hidden_weight, grad_hidden_bias, grad_out_weight, grad_out.sum(0)
+
+
+def _backward_by_kernel(
+    features: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, out_weight: Tensor, grad_out: Tensor
+) -> tuple[Tensor, ...]:
+    (n, n_inputs), (n_outputs, width) = features.shape, out_weight.shape
+    grad_features = torch.empty_like(features)
+    sums = features.new_empty(KERNEL_CHUNKS, width * (n_inputs + 1 + n_outputs))
+    tensors = (features, hidden_weight, hidden_bias, out_weight, grad_out, grad_features, sums)
+    run_kernel("cpu", "mlp_bwd", *tensors, n, n_inputs, width, n_outputs, KERNEL_CHUNKS)
+    parts = sums.split([width * n_inputs, width, n_outputs * width], dim=1)
+    of_hidden, of_bias, of_out = (part.sum(0) for part in parts)
+    return grad_features, of_hidden.view_as(hidden_weight), of_bias, of_out.view_as(out_weight), grad_out.sum(0)

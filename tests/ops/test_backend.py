@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,6 +114,65 @@ def test_a_current_prebuilt_library_needs_no_compiler(tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     assert backend.resolve_backend("cpu", "cpu") == "cpu"
     assert backend.library("cpu")._name == str(prebuilt / "libnerf_bridge_cpu.so")
+
+
+def built_for(folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, *targets: str) -> Path:
+    """A library of `kind` in the place of those built ahead of time, whose record says that it is for `targets`."""
+    library = build.library_path(kind, folder)
+    library.write_text("not a real one")
+    library.with_suffix(".json").write_text(json.dumps({"sources": build.source_hash(kind), "targets": targets}))
+    monkeypatch.setattr(backend, "PREBUILT_DIR", folder)
+    return library
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says that there is a GPU of compute capability 7.5."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 5))
+    monkeypatch.setattr(backend.ctypes, "CDLL", lambda path: SimpleNamespace(path=path))
+
+
+def test_a_prebuilt_library_without_code_for_the_gpu_is_named_and_another_is_built(gpu, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    built_for(tmp_path, monkeypatch, "cuda", "sm_80", "compute_80")
+    monkeypatch.setattr(build, "cached_library", lambda kind, target: Path(f"cached-{target}"))
+    assert backend.library("cuda").path == "cached-sm_75"
+    assert caplog.messages == [
+        "the cuda kernels built ahead of time are not used: they have code for sm_80, compute_80, none for sm_75; "
+        "others are built now, unless the cache has them",
+        f"this GPU is sm_75: {build.NO_TENSOR_CORES}",
+    ]
+
+
+def test_without_nvcc_the_error_says_why_the_prebuilt_library_does_not_fit(
+    gpu, without_compiler, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(build, "_nvcc_candidates", lambda: ["nvcc"])
+    built_for(tmp_path, monkeypatch, "cuda", "sm_80", "sm_90", "compute_90")
+    expected = (
+        "the backend 'cuda' cannot be loaded: the cuda kernels built ahead of time are not used: they have code for "
+        "sm_80, sm_90, compute_90, none for sm_75, and others cannot be built: no compiler for the cuda kernels .*"
+        "install the CUDA toolkit .*; or reinstall with NERF_BRIDGE_BUILD=cuda NERF_BRIDGE_CUDA_ARCHS=75"
+    )
+    with pytest.raises(UserError, match=expected) as caught:
+        backend.library("cuda")
+    assert "\n" not in str(caught.value)
+
+
+def test_ptx_of_an_older_gpu_serves(gpu, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (12, 0))
+    prebuilt = built_for(tmp_path, monkeypatch, "cuda", "sm_80", "sm_90", "compute_90")
+    assert backend.library("cuda").path == str(prebuilt) and caplog.messages == []
+
+
+def test_kernels_of_other_sources_are_not_used(without_compiler, tmp_path, monkeypatch):
+    library = built_for(tmp_path, monkeypatch, "cpu", build.host_target())
+    library.with_suffix(".json").write_text(json.dumps({"sources": "older", "targets": [build.host_target()]}))
+    expected = "not used: they were built from other sources, and others cannot be built: no compiler .*BUILD=cpu"
+    with pytest.raises(UserError, match=expected):
+        backend.library("cpu")
 
 
 def test_check_tensor_says_what_was_expected_and_what_came():

@@ -36,6 +36,31 @@ def fake_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch, work: str) -> P
     return log
 
 
+def fake_nvcc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An nvcc in CUDA_HOME that knows 75, 80, 90 and 100, logs what it is to build, and returns the log's path."""
+    log, script = folder / "cuda.log", folder / "cuda" / "bin" / "nvcc"
+    script.parent.mkdir(parents=True)
+    script.write_text(
+        f'#!/bin/sh\ncase "$1" in\n--version) echo fake 1.0; exit 0;;\n'
+        f"--list-gpu-code) printf 'sm_75\\nsm_80\\nsm_90\\nsm_100\\n'; exit 0;;\nesac\n"
+        f'echo "$@" >> {log}\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && out="$2"; shift; done\necho library > "$out"\n'
+    )
+    script.chmod(0o755)
+    log.touch()
+    monkeypatch.setenv("CUDA_HOME", str(folder / "cuda"))
+    return log
+
+
+def fake_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch, *capabilities: str) -> None:
+    """An nvidia-smi on the PATH that lists these GPUs; it fails, as without a driver, when there are none."""
+    script = folder / "tools" / "nvidia-smi"
+    script.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(f"echo {capability}\n" for capability in capabilities)
+    script.write_text(f"#!/bin/sh\n{lines or 'echo no driver; exit 9'}\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+
+
 def no_compilers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = folder / "empty"
     empty.mkdir()
@@ -113,9 +138,91 @@ def test_a_library_is_current_only_for_its_sources_and_target(tmp_path, monkeypa
     header = sources / "include" / "march.h"
     header.write_text(header.read_text() + "\n")
     assert not build.is_current(library, "cpu", "here")
-    library.with_suffix(".json").write_text("{ torn")
-    assert not build.is_current(library, "cpu", "here")
+    for damaged in ("{ torn", '{"sources": "", "targets": 3}', '{"sources": "", "targets": ["sm_x"]}'):
+        library.with_suffix(".json").write_text(damaged)
+        assert build.why_not(library, "cpu", "sm_80") == "what they were built from is not recorded"
     assert not build.is_current(tmp_path / "none.so", "cpu", "here")
+
+
+@pytest.mark.parametrize("words", ["80;90", "8.0;9.0", "90, 80,", "sm_80 9.0 80"])
+def test_a_list_of_architectures_is_built_with_ptx_of_the_newest(words, tmp_path, monkeypatch):
+    log = fake_nvcc(tmp_path, monkeypatch)
+    targets = build.named_targets(words, "--arch")
+    assert targets == ("sm_80", "sm_90", "compute_90")
+    library = build.build_library("cuda", tmp_path / "out", targets)
+    assert json.loads(library.with_suffix(".json").read_text())["targets"] == [*targets]
+    for code in targets:
+        assert f"-gencode=arch=compute_{code[-2:]},code={code}" in log.read_text()
+    assert log.read_text().count("-gencode") == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        ("sm_9x", "NAME: expected compute capabilities such as '80;90' or '8.0;9.0', got 'sm_9x'"),
+        ("80;8", "NAME: expected compute capabilities .*, got '8'"),
+        ("9.00", "NAME: expected compute capabilities .*, got '9.00'"),
+        (";", "NAME: expected compute capabilities .*, got ''"),
+        ("80;86", "NAME: .*nvcc does not compile for sm_86, only for 75, 80, 90, 100; set CUDA_HOME to a CUDA toolkit"),
+    ],
+)
+def test_a_wrong_architecture_is_one_line_before_anything_is_built(words, cause, tmp_path, monkeypatch):
+    log = fake_nvcc(tmp_path, monkeypatch)
+    with pytest.raises(build.BuildError, match=f"^{cause}") as caught:
+        build.named_targets(words, "NAME")
+    assert "\n" not in str(caught.value) and "g++" not in str(caught.value) and log.read_text() == ""
+
+
+def test_architectures_without_nvcc_say_so(tmp_path, monkeypatch):
+    no_compilers(tmp_path, monkeypatch)
+    monkeypatch.setattr(build, "_nvcc_candidates", lambda: ["nvcc"])
+    with pytest.raises(build.BuildError, match="NAME: no compiler for the cuda kernels .*install the CUDA toolkit"):
+        build.named_targets("80", "NAME")
+
+
+def test_a_gpu_that_nvcc_does_not_know_is_not_blamed_on_the_host_compiler(cache, tmp_path, monkeypatch):
+    fake_nvcc(tmp_path, monkeypatch)
+    with pytest.raises(build.BuildError, match="does not compile for sm_120, only for 75, 80, 90, 100; set CUDA_HOME"):
+        build.cached_library("cuda", "sm_120")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "targets"),
+    [
+        (["9.0", "8.0", "9.0"], ("sm_80", "sm_90", "compute_90")),
+        (["10.0"], ("sm_100", "compute_100")),
+        (["3.5"], ("sm_80", "sm_90", "compute_90")),  # nvcc is too new for it
+        ([], ("sm_80", "sm_90", "compute_90")),
+    ],
+)
+def test_ahead_of_time_the_gpus_here_are_built_for_or_else_many(gpus, targets, tmp_path, monkeypatch):
+    fake_nvcc(tmp_path, monkeypatch)
+    fake_gpus(tmp_path, monkeypatch, *gpus)
+    assert build.default_targets("cuda") == targets
+
+
+@pytest.mark.parametrize(
+    ("targets", "gpu", "runs"),
+    [
+        (["sm_80"], "sm_80", True),
+        (["sm_80"], "sm_86", True),  # machine code of the generation, no newer
+        (["sm_86"], "sm_80", False),
+        (["sm_80"], "sm_90", False),
+        (["sm_80"], "sm_87", False),  # Tegra
+        (["sm_80", "compute_80"], "sm_120", True),
+        (["sm_90", "compute_90"], "sm_89", False),
+        (["x86_64-a"], "x86_64-a", True),
+        (["x86_64-a"], "x86_64-b", False),
+    ],
+)
+def test_what_runs_where(targets, gpu, runs):
+    assert build.has_code(targets, gpu) is runs
+
+
+def test_gpus_without_tensor_cores_are_named(tmp_path, monkeypatch, caplog):
+    fake_nvcc(tmp_path, monkeypatch)
+    build.named_targets("75;80", "--arch")
+    assert caplog.messages == [f"sm_75: {build.NO_TENSOR_CORES}"]
 
 
 def test_missing_sources_are_an_error(tmp_path, monkeypatch):
@@ -147,6 +254,19 @@ def test_the_command_line_refuses_nothing_and_reports_failure(tmp_path, monkeypa
     fake_compiler(tmp_path, monkeypatch, "exit 3")
     assert build.main(["--cpu", "--out", str(tmp_path / "out")]) == 2
     assert "building the cpu kernels failed: status 3" in caplog.text
+    with pytest.raises(SystemExit):
+        build.main(["--cpu", "--arch", "80", "--out", str(tmp_path)])
+
+
+def test_the_command_line_takes_architectures_and_refuses_wrong_ones_first(tmp_path, monkeypatch, caplog):
+    log = fake_compiler(tmp_path, monkeypatch, 'echo library > "$out"')
+    fake_nvcc(tmp_path, monkeypatch)
+    out = tmp_path / "out"
+    assert build.main(["--cpu", "--cuda", "--arch", "80", "9x", "--out", str(out)]) == 2
+    assert caplog.messages[-1].startswith("--arch: expected compute capabilities") and not out.exists()
+    assert log.read_text() == ""
+    assert build.main(["--cpu", "--cuda", "--arch", "80", "9.0", "--out", str(out)]) == 0
+    assert build.is_current(build.library_path("cuda", out), "cuda", "sm_90") and log.read_text()
 
 
 @pytest.mark.compiler
@@ -158,8 +278,9 @@ def test_the_real_compiler_builds_all_cpu_kernels(tmp_path):
 @pytest.mark.slow
 @pytest.mark.nvcc
 def test_plain_nvcc_builds_the_cuda_kernels_without_a_gpu(tmp_path):
-    library = build.build_library("cuda", tmp_path, ("sm_75", "sm_80", "sm_90"))
-    assert build.is_current(library, "cuda", "sm_90") and build.is_current(library, "cuda", "sm_80")
+    library = build.build_library("cuda", tmp_path, build.named_targets("7.5;8.0;9.0", "--arch"))
+    assert all(build.is_current(library, "cuda", gpu) for gpu in ("sm_75", "sm_80", "sm_86", "sm_90", "sm_120"))
+    assert not build.is_current(library, "cuda", "sm_70")
 
 
 @pytest.mark.slow

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from nerf_bridge.config import FieldConfig
 from nerf_bridge.ops import library
 from nerf_bridge.ops.composite import composite
 from nerf_bridge.ops.field_composite import DensityActivation, field_composite
 from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode, hash_encode_point_gradient
 from nerf_bridge.ops.march import Samples, march_rays
+from nerf_bridge.ops.rays import pixel_rays
+from nerf_bridge.scene.cameras import turntable_cameras
+from nerf_bridge.scene.field import HashGridField
 
 pytestmark = pytest.mark.compiler
 SPEC = HashGridSpec(n_levels=3, n_features=2, log2_table_size=8, base_resolution=2, finest_resolution=16)
@@ -60,6 +67,83 @@ def test_march_encode_and_composite_compile_as_one_graph():
         return torch.cat([out.flatten(), opacity, depth, weights])
 
     compiled_equals_eager(render, inputs()[1], torch.tensor(3.0, requires_grad=True))
+
+
+@pytest.mark.parametrize("in_one_graph", [True, False])
+def test_a_march_without_capacity_makes_the_samples_there_are_in_one_graph_or_between_two(in_one_graph):
+    rays_o, rays_d, occupied = scene()
+
+    def render(rays_o: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        samples = march_rays(rays_o, rays_d, occupied, 0.05, None, "cpu")
+        packed = (samples.t_starts, samples.t_ends, samples.packed_info)
+        return composite(samples.points.square().sum(1) * scale, samples.points, *packed, "cpu")[0]
+
+    scale = torch.tensor(3.0, requires_grad=True)
+    compiled = torch.compile(render, fullgraph=in_one_graph, backend="aot_eager")
+    for origins in (rays_o, rays_o - 0.3 * rays_d, rays_o + 5.0):  # the last ones have no samples
+        results = [with_gradients(lambda of, run=run, at=origins: run(at, of), [scale]) for run in (compiled, render)]
+        for one, other in zip(*results, strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(("backend", "width"), [("cpu", 32), ("cpu", 24), ("torch", 32)])
+def test_a_field_compiles_as_one_graph(backend, width):
+    """By the decoder's kernel, with a width that it has not, and without kernels."""
+    settings = FieldConfig(n_levels=2, log2_table_size=8, finest_resolution=64, hidden_width=width)
+    field = HashGridField(settings, seed=0, backend=backend)
+    points, parameters = torch.rand(50, 3) * 2.2 - 1.1, list(field.parameters())
+    for function in (field.raw, lambda p: torch.cat([part.flatten() for part in field(p)])):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        results = [with_gradients(lambda *_, run=run: run(points), parameters) for run in (compiled, function)]
+        assert len(results[0]) == 1 + len(parameters)
+        for one, other in zip(*results, strict=True):
+            assert torch.allclose(one, other, atol=1e-6) and float(other.abs().max()) > 0
+
+
+def test_a_whole_render_compiles_as_one_graph():
+    """From cameras over rays, march, field and compositing to pixels, and back to the field's parameters."""
+    field = HashGridField(FieldConfig(n_levels=2, log2_table_size=8, finest_resolution=64), seed=0, backend="cpu")
+    (c2w, fovy_rad), occupied, parameters = cameras(), scene()[2], list(field.parameters())
+
+    def render(*_: torch.Tensor) -> torch.Tensor:
+        samples = march_rays(*pixel_rays(c2w, fovy_rad, 6, 5, "cpu"), occupied, 0.05, None, "cpu")
+        sigma, albedo = field(samples.points)
+        packed = (samples.t_starts, samples.t_ends, samples.packed_info)
+        return composite(sigma, albedo, *packed, "cpu")[0]
+
+    compiled = torch.compile(render, fullgraph=True, backend="aot_eager")
+    for one, other in zip(*(with_gradients(run, parameters) for run in (compiled, render)), strict=True):
+        assert float(other.abs().max()) > 0 and (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_a_field_compiles_before_anything_has_loaded_the_operators():
+    program = (
+        "import sys, torch\n"
+        "from nerf_bridge.config import FieldConfig\n"
+        "from nerf_bridge.scene.field import HashGridField\n"
+        "field = HashGridField(FieldConfig(n_levels=4, log2_table_size=8), seed=0, backend='cpu')\n"
+        "assert 'nerf_bridge.ops.library' not in sys.modules\n"
+        "points = torch.rand(9, 3)\n"
+        "compiled = torch.compile(field.raw, fullgraph=True, backend='aot_eager')\n"
+        "assert torch.equal(compiled(points), field.raw(points))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rays_of_pixels_compile_with_the_kernel_and_with_gradients_over_the_cameras():
+    c2w, fovy_rad = cameras()
+    compiled = torch.compile(pixel_rays, fullgraph=True, backend="aot_eager")
+    for one, other in zip(compiled(c2w, fovy_rad, 3, 4, "cpu"), pixel_rays(c2w, fovy_rad, 3, 4, "cpu"), strict=True):
+        assert torch.equal(one, other)
+    leaves = [c2w.requires_grad_(), fovy_rad.requires_grad_()]
+    compiled_equals_eager(lambda at, over: torch.cat(pixel_rays(at, over, 3, 4, "cpu")), *leaves)
+
+
+def cameras() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two cameras around the box: c2w [2, 4, 4], fovy_rad [2]."""
+    of = turntable_cameras(2, 0.3, 2.0, 0.7)
+    return of.c2w, of.fovy_rad
 
 
 def test_a_field_composites_in_a_compiled_graph():
@@ -119,8 +203,13 @@ def test_operators_keep_their_promises():
     with torch.no_grad():
         made = kernels.field_composite(*field, *density)
     over = (torch.rand(3, 3), None, torch.rand(3), None)
+    network = [torch.randn(s, requires_grad=True) for s in ((50, 6), (16, 6), (16,), (4, 16), (4,))]
     arguments = {
         kernels.march: (*scene(), 0.05, None, "cpu", CAPACITY),
+        kernels.march_all: (*scene(), 0.05, None, "cpu"),
+        kernels.pixel_rays: (*cameras(), 3, 4, "cpu"),
+        kernels.decode: (*network, True),
+        kernels.decode_bwd: (*(tensor.detach() for tensor in network[:4]), torch.randn(50, 4), True),
         kernels.composite: (sigmas, features, *packed, "cpu"),
         kernels.composite_bwd: (features.detach(), *packed, weights, opacity, None, opacity, None, weights, "cpu"),
         kernels.field_composite: (*field, *density),
