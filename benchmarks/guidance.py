@@ -34,7 +34,7 @@ from benchmarks.guidance_cases import GuidanceCase, encoder_work, family_case, n
 from benchmarks.guidance_models import FAMILIES, Build
 from benchmarks.guidance_steps import STEP_CASES, StepCase, time_step
 from benchmarks.kernel_cases import Case, Setting, Version
-from benchmarks.kernels import ROOT, case_rows, ceiling_rows, measure, record, rounded
+from benchmarks.kernels import ROOT, case_rows, ceiling_rows, check_rows, measure, record, rounded
 from benchmarks.report import results_path, save_results, summary
 from benchmarks.timing import Clock, Timing, measure_ceilings
 from nerf_bridge.errors import UserError, one_line
@@ -152,13 +152,8 @@ def run_alone(case: GuidanceCase, clock: Clock) -> tuple[list[dict], list[str]]:
                 raise
             left_out.append(f"{case.name}, {name}: {one_line(error, 160)}")
     rows = rows_of(case.name, measured, case.floors, case.counts, clock)
-    for metric, (unit, check) in case.checks.items():
-        free(clock.device)
-        values = check()
-        row: dict[str, Any] = {"case": case.name, "metric": metric, "value": rounded(values["ours"]), "unit": unit}
-        peers = [{"peer": name, "peer_value": rounded(value)} for name, value in values.items() if name != "ours"]
-        rows += [row | peer for peer in peers] or [row]
-    return rows, left_out
+    free(clock.device)
+    return rows + check_rows(case.name, case.checks), left_out
 
 
 def run_step(case: StepCase, setting: Setting, clock: Clock) -> tuple[list[dict], list[str]]:

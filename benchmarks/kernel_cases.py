@@ -7,7 +7,7 @@ bandwidth, and operations over the matrix product's rate, both as measured in th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from benchmarks.bench_inputs import (
     shell_occupancy,
     shell_samples,
 )
+from benchmarks.gradient_errors import Check, gradient_checks
 from benchmarks.timing import Ceilings
 from benchmarks.torch_twins import Network, network_compiled, network_torch, random_network
 from nerf_bridge.ops import peers
@@ -38,6 +39,7 @@ from nerf_bridge.scene.rays import Rays, camera_rays
 N_INPUTS = GRID.n_levels * GRID.n_features
 NETWORK_FLOP = 2 * WIDTH * (N_INPUTS + N_OUTPUTS)  # of one point, forward; backward takes twice as many
 CORNERS = 8 * GRID.n_levels  # table entries that a point reads
+CHECKED = 18  # log2 of the points on which gradients are compared with float64's
 TWIN_BYTES = 48 * CORNERS  # of one point that the torch twin keeps: factors, weight, entry and row of every corner
 
 
@@ -91,6 +93,7 @@ class Case:
         versions: ours, then the peers.
         floors: milliseconds by metric ("forward", "both").
         counts: sizes worth telling, by name.
+        checks: figures beside the times, by name, for a version's name; each with its unit.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Case:
     versions: Sequence[Version]
     floors: dict[str, float]
     counts: dict[str, int]
+    checks: dict[str, Check] = field(default_factory=dict)
 
 
 def rays_of(n_cameras: int, size: int, setting: Setting) -> Rays:
@@ -174,6 +178,8 @@ def grid_mlp_case(name: str, log2_points: int, order: str, setting: Setting) -> 
 
     Floor: points and the part of the table in half precision that they can touch read, outputs written, and the
     network's operations; backward the same again and the table's gradient of 8 bytes an entry written.
+
+    At 2^CHECKED points our gradients are compared with those of the float64 twin on the same, unrounded numbers.
     """
     points, packed_info = grid_points((1 << log2_points) // setting.shrink**2, order, setting)
     n, network = points.shape[0], random_network(setting.device)
@@ -187,8 +193,12 @@ def grid_mlp_case(name: str, log2_points: int, order: str, setting: Setting) -> 
                 "ours, rays unknown", lambda: [grid_mlp(points, *network.leaves, GRID)], network.leaves
             )
             versions.append(as_they_come)
+    checks = {}
     if not setting.quick:
-        versions += twin_versions(points, network)
+        twins = twin_versions(points, network)
+        if log2_points == CHECKED:
+            checks = grid_mlp_checks(points, network, [*versions, twins[0]])
+        versions += twins
         if has_peer("tcnn"):
             versions.append(tcnn_version(points))
     touched = min(GRID.n_entries, n * CORNERS)
@@ -197,7 +207,14 @@ def grid_mlp_case(name: str, log2_points: int, order: str, setting: Setting) -> 
         "forward": setting.floor(moved, flop),
         "both": setting.floor(2 * moved + 4 * GRID.n_features * touched, 3 * flop),
     }
-    return Case(f"{name}, {order}", setting.device, versions, floors, {"points": n})
+    return Case(f"{name}, {order}", setting.device, versions, floors, {"points": n}, checks)
+
+
+def grid_mlp_checks(points: Tensor, network: Network, versions: Sequence[Version]) -> dict[str, Check]:
+    """How far the gradients of the versions, ours first, are from float64's."""
+    names = ["ours", *(version.name for version in versions[1:])]
+    runs = {name: lambda v=version: v.forward()[0] for name, version in zip(names, versions, strict=True)}
+    return gradient_checks(points, network, runs)
 
 
 def exact_network(points: Tensor, network: Network, backend: str) -> Tensor:

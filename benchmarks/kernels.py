@@ -20,7 +20,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.gradient_errors import Check
 from benchmarks.kernel_cases import Case, Setting, Version, adam_case, composite_case, grid_mlp_case, march_case
 from benchmarks.render_cases import render_case
 from benchmarks.report import results_path, save_results, summary
@@ -142,7 +143,18 @@ def run_case(case: Case, clock: Clock, bar: tqdm) -> tuple[list[dict], list[str]
                 raise
             left_out.append(f"{case.name}, {version.name}: {one_line(error, 160)}")
             logger.warning("left out: %s", left_out[-1])
-    return case_rows(case, measured), left_out
+    return case_rows(case, measured) + check_rows(case.name, case.checks), left_out
+
+
+def check_rows(name: str, checks: Mapping[str, Check]) -> list[dict]:
+    """A row for every figure beside the times, of ours and every peer."""
+    rows = []
+    for metric, (unit, check) in checks.items():
+        values = check()
+        row: dict = {"case": name, "metric": metric, "value": rounded(values["ours"]), "unit": unit}
+        peers = [{"peer": peer, "peer_value": rounded(value)} for peer, value in values.items() if peer != "ours"]
+        rows += [row | peer for peer in peers] or [row]
+    return rows
 
 
 def fits(version: Version, device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from run.headless_browser import CHROMIUM, DRIVER
 
 from nerf_bridge.ops import build, peers
 
-LARGE_GPU_BYTES = 100 << 30
+LARGE_GPU_BYTES = 120 << 30
 
 
 def _missing() -> dict[str, str]:
@@ -33,6 +33,8 @@ def _missing() -> dict[str, str]:
         reasons["cuda"] = reasons["large_gpu"] = "torch sees no CUDA GPU"
     elif torch.cuda.mem_get_info()[0] < LARGE_GPU_BYTES:
         reasons["large_gpu"] = f"less than {LARGE_GPU_BYTES >> 30} GiB of GPU memory are free"
+    if torch.cuda.device_count() < 2:
+        reasons["multi_gpu"] = "torch sees fewer than two GPUs"
     reasons |= {name: f"{name}: {peers.load(name).cause}" for name in peers.MODULES if peers.load(name).cause}
     if importlib.util.find_spec("triton") is None:
         reasons["triton"] = "the package triton is not installed"

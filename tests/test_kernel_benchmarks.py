@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import torch
 
 from benchmarks import (
     bench_inputs,
+    gradient_errors,
     kernel_cases,
     kernel_times,
     kernels,
@@ -23,7 +25,7 @@ from benchmarks import (
     torch_twins,
 )
 from nerf_bridge.ops.composite import composite_torch
-from nerf_bridge.ops.hash_encoding import hash_encode_torch
+from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode_torch, level_rows
 from nerf_bridge.scene.field import HashGridField
 from nerf_bridge.scene.rays import camera_rays
 
@@ -143,6 +145,64 @@ def test_the_rows_of_a_peer_hold_its_own_spread():
     assert (time["peer_value"], time["peer_p10"], time["peer_p90"]) == (3.0, 2.7, 3.6)
     assert memory["peer_value"] == 3.0 and not {"p10", "p90", "peer_p10", "peer_p90"} & set(memory)
     assert report.cells(RESULTS | {"rows": [time]})[1] == ["a", "forward", "1 ms", "0.9 to 1.2", "", "3 (3x)"]
+
+
+def small_network() -> torch_twins.Network:
+    spec = HashGridSpec(4, 2, 10, 4, 64)
+    shapes = ((spec.n_entries, 2), (16, 8), (16,), (bench_inputs.N_OUTPUTS, 16), (bench_inputs.N_OUTPUTS,))
+    generator = torch.Generator().manual_seed(0)
+    leaves = (torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
+    return torch_twins.Network(level_rows(spec, CPU), *leaves)
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.parametrize("order", ["random", "rays"])
+def test_gradients_are_compared_with_float64_unless_quick(order):
+    torch.manual_seed(0)
+    setting = kernel_cases.Setting(CPU, "cpu", 16, False, timing.Ceilings(1.0, 1.0, (1.0, 1.0)))
+    case = kernel_cases.grid_mlp_case("grid_mlp_2e18", 18, order, setting)
+    rows = kernels.check_rows(case.name, case.checks)
+    errors = ["table gradient error", "hidden weights gradient error"]
+    assert [row["metric"] for row in rows] == [name + away for name in errors for away in ("", ", away from bends")]
+    for row in rows:  # float32 on a CPU
+        assert row["peer"] == "torch eager" and row["unit"] == "%"
+        most = 0.05 if row["metric"].endswith("away from bends") else 20
+        assert 1e-6 < row["value"] < most and 1e-6 < row["peer_value"] < most
+    assert kernel_cases.grid_mlp_case("grid_mlp_2e18", 18, order, replace(setting, quick=True)).checks == {}
+    assert kernel_cases.grid_mlp_case("grid_mlp_2e20", 20, order, setting).checks == {}
+
+
+def test_a_unit_that_may_be_on_here_and_off_there_is_known():
+    network, points = small_network(), torch.rand(200, 3)
+    features = torch_twins.encode_levels(points, network.levels, network.table)
+    inputs = torch.nn.functional.linear(features, network.hidden_weight, network.hidden_bias)
+    with torch.no_grad():
+        network.hidden_bias[7] -= inputs[33, 7]
+    near = gradient_errors.near_a_bend(points, network)
+    assert bool(near[33]) and float(near.float().mean()) < 0.1
+
+
+def test_a_wrong_gradient_shows():
+    network, points = small_network(), torch.rand(50, 3)
+    runs = {
+        name: lambda scale=scale: scale * torch_twins.network_torch(points, network)
+        for name, scale in (("ours", 1.25), ("peer", 1.0))
+    }
+    for unit, check in gradient_errors.gradient_checks(points, network, runs).values():
+        found = check()
+        assert unit == "%" and found["ours"] == pytest.approx(25, rel=1e-2) and 0 < found["peer"] < 0.01
+
+
+def test_figures_beside_the_times_follow_them():
+    checks = {"error": ("%", lambda: {"ours": 0.12345, "a": 1.0, "b": 2.0}), "alone": ("%", lambda: {"ours": 3.0})}
+    case = kernel_cases.Case("c", CPU, [kernel_cases.Version("ours", lambda: [torch.zeros(1)])], {}, {"n": 1}, checks)
+    with kernels.tqdm(disable=True) as bar:
+        rows, _ = kernels.run_case(case, timing.Clock(CPU, 1e-4, False), bar)
+    own = {"case": "c", "metric": "error", "value": 0.1235, "unit": "%"}
+    assert [row["metric"] for row in rows] == ["forward", "n", "error", "error", "alone"]
+    assert rows[2:4] == [own | {"peer": "a", "peer_value": 1.0}, own | {"peer": "b", "peer_value": 2.0}]
+    assert rows[4] == {"case": "c", "metric": "alone", "value": 3.0, "unit": "%"}
 
 
 def test_some_versions_may_be_chosen_and_ours_is_always_there():

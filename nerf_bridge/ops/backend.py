@@ -23,6 +23,15 @@ from nerf_bridge.ops import build, peers
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "cuda", "cpu", "torch", *peers.MODULES)
+INTEGERS = {  # the types besides floats that a kernel takes; packed_info and the like where none is named
+    "hash_half_bwd": {torch.int64, torch.int32},
+    "lit_rows": {torch.int32},
+    "march_count": {torch.int64, torch.int32},
+    "march_fill": {torch.int64, torch.int32},
+    "march_pack": {torch.int64, torch.bool},
+    "mlp_half_bwd": {torch.int32},
+    "rasterize": {torch.int32},
+}
 _CPU_STATUS = {1: "a size or option that the kernel does not know", 2: "packed_info points outside the samples"}
 PREBUILT_DIR = Path(__file__).parent / "_prebuilt"
 
@@ -51,6 +60,11 @@ def resolve_backend(requested: str, device: torch.device | str) -> str:
         return _automatic(kind)
     if requested in peers.MODULES:
         peers.require(requested)
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "the backend 'cuda' needs an NVIDIA GPU, and torch sees none: install a driver and a CUDA build of torch, "
+            "or use --backend auto"
+        )
     if requested != "torch":
         place = peers.kernels_of(requested)
         if place != kind:
@@ -125,7 +139,8 @@ def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float |
         arguments: tensors become pointers (None: a null pointer), int and bool int64, float double.
     Raises:
         TypeError: a tensor is not contiguous, lies on another device than `backend` works on, or is of a type that the
-            kernel does not take: all float32, or all float64, and halves only for kernels with "half" in their name.
+            kernel does not take: all float32, or all float64, and halves only for kernels with "half" in their name;
+            int64 besides, or what INTEGERS has.
         RuntimeError: the kernel reported an error.
     """
     backend = peers.kernels_of(backend)
@@ -160,8 +175,8 @@ def _suffix(name: str, types: frozenset[torch.dtype]) -> str:
     suffix, allowed = "f64" if torch.float64 in floats else "f32", {torch.float64}
     if suffix == "f32":
         allowed = {torch.float32, torch.float16} if "half" in name else {torch.float32}
-    if not floats <= allowed:
-        raise TypeError(f"{name}: the tensors' types do not fit: {', '.join(sorted(map(str, floats)))}")
+    if not types <= allowed | INTEGERS.get(name, {torch.int64}):
+        raise TypeError(f"{name}: the tensors' types do not fit: {', '.join(sorted(map(str, types)))}")
     return suffix
 
 

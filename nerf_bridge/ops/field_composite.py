@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
+from nerf_bridge.ops.backend import check_float, check_packed_info, check_tensor, run_kernel
 from nerf_bridge.ops.composite import composite
+from nerf_bridge.ops.hash_encoding import aligned
 from nerf_bridge.ops.march import Samples
 
 RAW = 4
@@ -67,9 +68,10 @@ def field_composite(
     Raises:
         ValueError: a shape, dtype or device does not fit.
     """
-    n_rays = samples.packed_info.shape[0]
     check_tensor("raw", raw, (samples.n, RAW))
     check_float("raw", raw, backend)
+    check_packed_info(samples.packed_info, raw.device)
+    n_rays = samples.packed_info.shape[0]
     check_tensor("middles", middles, (n_rays,), like=raw)
     check_tensor("behind", behind, (n_rays, 3), like=raw)
     for name, tensor in (("t_starts", samples.t_starts), ("t_ends", samples.t_ends)):
@@ -95,7 +97,8 @@ def field_composite_torch(
     backend: str = "torch",
 ) -> Pixels:
     """The reference of `field_composite` in plain torch operations."""
-    u = (samples.t_mids - middles[samples.ray_indices])[:, None]
+    of_ray = middles[samples.ray_indices] if len(middles) else 0.0  # without rays there may be room for samples
+    u = (samples.t_mids - of_ray)[:, None]
     features = torch.cat([torch.sigmoid(raw[:, 1:]), u, u * u], dim=1)
     sigmas = activation(raw[:, 0], samples.points)
     lit = ~(transmittance_before(sigmas.detach(), samples) < EARLY_STOP)  # what is no number stays
@@ -160,7 +163,8 @@ def field_composite_fwd(
     backend: str,
 ) -> tuple[Tensor, ...]:
     """The four parts of the pixels, and for the backward pass first moments, samples seen [n_rays] and weights [n]."""
-    packed = [of.contiguous() for of in (raw, points, t_starts, t_ends, packed_info, middles, behind)]
+    rest = (of.contiguous() for of in (points, t_starts, t_ends, packed_info, middles, behind))
+    packed = (aligned(raw), *rest)
     n_rays, n = behind.shape[0], raw.shape[0]
     of_rays = [raw.new_empty(shape) for shape in ((n_rays, 3), n_rays, n_rays, n_rays, n_rays)]
     made = (*of_rays, packed_info.new_empty(n_rays), raw.new_zeros(n))
@@ -190,7 +194,8 @@ def gradient_raw(
     backend: str,
 ) -> Tensor:
     """The gradient over `raw` from those over the pixels; one that is None is zero."""
-    packed = [of.contiguous() for of in (raw, points, t_starts, t_ends, packed_info, middles, behind)]
+    rest = (of.contiguous() for of in (points, t_starts, t_ends, packed_info, middles, behind))
+    packed = (aligned(raw), *rest)
     given = (grad_color, grad_opacity, grad_depth, grad_thickness)
     over = [None if grad is None else grad.contiguous() for grad in given]
     made, grad_raw = (opacity, first_moments, seen, weights), torch.zeros_like(packed[0])

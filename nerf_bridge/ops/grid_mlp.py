@@ -81,7 +81,8 @@ def grid_mlp(
         [n, o] float32.
     Raises:
         ValueError: a shape, dtype or device does not fit, or the GPU is too small or too old for the sizes.
-        RuntimeError: the table needs a gradient while `torch.use_deterministic_algorithms(True)` rules atomics out.
+        RuntimeError: the table needs a gradient while `torch.use_deterministic_algorithms(True)` rules atomics out; or
+            the first call for a grid and a GPU is being recorded into a CUDA graph.
     """
     _check(points, table, (hidden_weight, hidden_bias, out_weight, out_bias), spec, packed_info)
     arguments = (points.detach(), table, hidden_weight, hidden_bias, out_weight, out_bias, packed_info)

@@ -96,11 +96,13 @@ def hash_encode(points: torch.Tensor, table: torch.Tensor, spec: HashGridSpec, b
 
     Twice differentiable in points and table. On CUDA the table's gradient is summed with float atomics, whose order
     changes from run to run; `torch.use_deterministic_algorithms(True)` selects sums in 64-bit fixed point instead,
-    which are the same to the last bit every time. The other backends are deterministic for any number of threads.
+    which are the same to the last bit every time (cuBLAS, which a network behind it needs, then wants the environment
+    variable CUBLAS_WORKSPACE_CONFIG=:4096:8 before its first use). The other backends are deterministic for any number
+    of threads.
 
     Args:
-        points: [n, 3] in [0, 1]; what lies outside is clamped, and has no gradient along the clamped axes. float32, or
-            float64 on the backends cpu and torch.
+        points: [n, 3] in [0, 1]; what lies outside is clamped, and has no gradient along the clamped axes; what is no
+            number counts as 0 outside the cube. float32, or float64 on the backends cpu and torch.
         table: [spec.n_entries, spec.n_features], dtype and device of `points`.
         spec: the grid's shape.
         backend: "cuda", "cpu", "torch" or "tcnn" (see `resolve_backend`).
@@ -108,6 +110,7 @@ def hash_encode(points: torch.Tensor, table: torch.Tensor, spec: HashGridSpec, b
         [n, n_levels * n_features], level by level.
     Raises:
         ValueError: a shape, dtype or device does not fit.
+        RuntimeError: the first call for a grid and a GPU is being recorded into a CUDA graph (`level_rows`).
     """
     _check(points, table, spec, backend)
     if backend == "tcnn":
@@ -161,7 +164,7 @@ def hash_encode_torch(points: torch.Tensor, table: torch.Tensor, spec: HashGridS
     """The reference of `hash_encode` in plain torch operations; any device, any float dtype."""
     outputs = []
     for level, resolution in enumerate(spec.resolutions):
-        position = points.clamp(0, 1) * resolution
+        position = points.nan_to_num(0.0).clamp(0, 1) * resolution
         low = position.detach().long().clamp(0, resolution - 1)
         fraction = position - low
         value = points.new_zeros(points.shape[0], spec.n_features)
@@ -324,12 +327,20 @@ def _fixed_point_scale(grad_out: torch.Tensor, tangents: torch.Tensor | None, sp
     return torch.exp2(exponent).to(grad_out.dtype).reshape(1)
 
 
-@functools.lru_cache(maxsize=32)
+@functools.cache
 def level_rows(spec: HashGridSpec, device: torch.device) -> torch.Tensor:
     """What the kernels know of a grid, int64 [n_levels, 4]: resolution, first entry, entries, dense.
 
-    Kept, so that no step copies it to the device.
+    Kept for good, so that no step copies it to the device: CUDA graphs may know where it lies. A graph cannot hold the
+    copying itself: what uses a grid runs once before it is recorded.
+
+    Raises:
+        RuntimeError: `spec` comes to a GPU for the first time while a CUDA graph is being recorded.
     """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "hash grid: its shape must be on the GPU before a CUDA graph is recorded; call the function once before"
+        )
     rows = [
         (spec.resolutions[level], spec.offsets[level], spec.sizes[level], int(spec.is_dense(level)))
         for level in range(spec.n_levels)

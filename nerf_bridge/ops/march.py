@@ -17,6 +17,7 @@ from nerf_bridge.ops.backend import check_float, check_tensor, run_kernel
 BRICK = 4  # cells along a side of the bricks that the kernels read
 MASK_BITS = 32  # samples of a ray that one word of its mask tells of
 MAX_STEPS = 1 << 24  # of one ray
+MAX_MASK_BYTES = 1 << 32  # of all rays together: a bit a step
 BOX_DIAGONAL = 2 * math.sqrt(3)
 MAX_RESOLUTION = 2048
 _TORCH_CANDIDATES = 1 << 22  # midpoints that the torch twin looks at in one go
@@ -87,7 +88,7 @@ def march_rays(
         The samples, in the dtype of `rays_o`.
     Raises:
         ValueError: a shape, dtype or device does not fit, `capacity` is negative, or `step_size` is not positive and
-            finite or so small that a ray has more than 2^24 steps.
+            finite, or so small that a ray has more than 2^24 steps, or all rays together more than 2^35.
     """
     _check(rays_o, rays_d, occupied, step_size, jitter, backend)
     if capacity is not None and capacity < 0:
@@ -247,5 +248,11 @@ def _check(
         raise ValueError(f"step_size: expected a positive length, got {step_size}")
     if BOX_DIAGONAL / step_size > MAX_STEPS:
         raise ValueError(f"step_size: {step_size} cuts the box's diagonal into more than {MAX_STEPS} steps")
+    mask_bytes = rays_o.shape[0] * _n_words(step_size) * MASK_BITS // 8
+    if mask_bytes > MAX_MASK_BYTES:
+        raise ValueError(
+            f"step_size: with {step_size}, the masks of {rays_o.shape[0]} rays take {mask_bytes / 2**30:.1f} GiB, more "
+            f"than {MAX_MASK_BYTES / 2**30:.0f}: take longer steps, or fewer rays at a time"
+        )
     if jitter is not None:
         check_tensor("jitter", jitter, (rays_o.shape[0],), like=rays_o)

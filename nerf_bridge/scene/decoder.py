@@ -28,7 +28,9 @@ def decode(
 
     On a CPU the hidden activations of a few hundred thousand samples cost more in fresh memory than in arithmetic: the
     kernel of the backend cpu holds those of two rows in registers, torch makes, uses and forgets them chunk by chunk,
-    and both make them again in the backward pass.
+    and both make them again in the backward pass. On a GPU the products are cuBLAS's: with
+    torch.use_deterministic_algorithms(True) torch refuses them unless the environment variable CUBLAS_WORKSPACE_CONFIG
+    was :4096:8 (or :16:8) before the first one.
 
     Args:
         features: [n, i]; n may be 0.

@@ -62,7 +62,8 @@ def test_a_device_without_kernels_gets_torch():
 
 
 @pytest.mark.parametrize(("requested", "device"), [("cuda", "cpu"), ("cpu", "cuda")])
-def test_a_backend_of_another_device_is_refused(requested, device):
+def test_a_backend_of_another_device_is_refused(requested, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(UserError, match=f"use --device {requested} or --backend auto"):
         backend.resolve_backend(requested, device)
 
@@ -72,8 +73,12 @@ def test_an_unknown_backend_is_refused():
         backend.resolve_backend("gpu", "cpu")
 
 
-def test_cuda_without_a_gpu_says_so(monkeypatch):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_cuda_without_a_gpu_says_so(monkeypatch, device):
+    """And sends nobody to a device that is not there."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="needs an NVIDIA GPU, and torch sees none: .* or use --backend auto$"):
+        backend.resolve_backend("cuda", device)
     with pytest.raises(UserError, match="torch sees no CUDA GPU"):
         backend.library("cuda")
 
@@ -196,3 +201,6 @@ def test_check_float_knows_what_each_backend_takes():
 def test_kernels_refuse_tensors_that_they_would_misread():
     with pytest.raises(TypeError, match="march_count: expected contiguous tensors on cpu"):
         backend.run_kernel("cpu", "march_count", torch.zeros(3, 4).T)
+    for dtype in (torch.int32, torch.int16, torch.bool):
+        with pytest.raises(TypeError, match=f"composite_fwd: the tensors' types do not fit: .*{dtype}"):
+            backend.run_kernel("cpu", "composite_fwd", torch.zeros(3), torch.zeros(3, 2, dtype=dtype))

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from nerf_bridge.ops import adam, build, composite, field_composite, grid_mlp, hash_encoding, march, rays
+from nerf_bridge.ops import adam, backend, build, composite, field_composite, grid_mlp, hash_encoding, march, rays
 from nerf_bridge.ops.hash_encoding import HashGridSpec
 
 MODULES = (adam, composite, field_composite, grid_mlp, hash_encoding, march, rays)
@@ -26,10 +26,30 @@ def expected_kinds() -> dict[str, list[str]]:
     return found
 
 
+INTEGERS_IN_C = {  # what a tensor's numbers may be where the source has a pointer to one of these
+    "int64_t*": torch.int64,
+    "uint64_t*": torch.int64,
+    "Level*": torch.int64,
+    "int32_t*": torch.int32,
+    "uint32_t*": torch.int32,
+    "uint8_t*": torch.bool,
+}
+
+
+def test_the_integers_that_a_kernel_is_given_are_those_that_it_reads():
+    for kind in build.KINDS:
+        text = "".join(path.read_text(encoding="utf-8") for path in build.source_files(kind))
+        for name, arguments in re.findall(r"NB_EXPORT int (\w+?)_(?:f32|##SUFFIX)\((.*?)\)\s*\{", text, re.DOTALL):
+            words = set(re.findall(r"\w+\*", arguments))
+            read = {dtype for word, dtype in INTEGERS_IN_C.items() if word in words}
+            assert not read or name in NOT_BY_TENSORS or read == backend.INTEGERS.get(name, {torch.int64}), name
+
+
 def kind_in_c(argument: str) -> str:
     return next(kind for word, kind in KINDS_IN_C.items() if word in argument)
 
 
+NOT_BY_TENSORS = {"render_views"}  # called with numpy's arrays
 KINDS_IN_C = {"*": "pointer", "cudaStream_t": "stream", "double": "double", "int64_t": "int"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nerf_bridge.ops import field_composite as module
 from nerf_bridge.ops.field_composite import DensityActivation, field_composite
 from nerf_bridge.ops.march import Samples
 
@@ -147,6 +148,38 @@ def test_what_is_no_number_stays_in_its_ray_and_shows(backend):
     whole = composited(raw.detach(), samples, middles, behind, ACTIVATIONS[0], backend)
     pixels = composited(broken, samples, middles, behind, ACTIVATIONS[0], backend)
     assert bool(pixels[0, 3].isnan()) and torch.equal(pixels[1:], whole[1:])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_raw_outputs_that_begin_between_16_bytes_are_read_right(backend, monkeypatch):
+    """The GPU reads and writes four numbers at a time."""
+    device = "cuda" if backend == "cuda" else "cpu"
+    raw, samples, middles = scene(torch.float32, 1.0)
+    on = Samples(*(getattr(samples, name).to(device) for name in list(vars(samples))[:5]))
+    shifted = torch.empty(raw.numel() + 1, device=device)[1:].view(-1, 4).copy_(raw.detach()).requires_grad_()
+    assert shifted.is_contiguous() and shifted.data_ptr() % 16 != 0
+    read, run_kernel = [], module.run_kernel
+
+    def run(backend: str, name: str, raw: torch.Tensor, *rest: object) -> None:
+        read.append(raw.data_ptr() % 16)
+        run_kernel(backend, name, raw, *rest)
+
+    monkeypatch.setattr(module, "run_kernel", run)
+    got = pixels_and_gradients(shifted, on, middles.to(device), ACTIVATIONS[0], backend)
+    expected = pixels_and_gradients(raw, samples, middles, ACTIVATIONS[0], "torch")
+    for a, b in zip(got, expected, strict=True):
+        assert bool((a.cpu() - b).abs().max() <= 1e-5 * b.abs().max())
+    assert read == ([] if backend == "torch" else [0, 0])  # forward, backward
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rays_that_are_not_64_bit_integers_are_refused(backend):
+    raw, samples, middles = scene(torch.float32, 1.0)
+    device = "cuda" if backend == "cuda" else "cpu"
+    on = Samples(samples.packed_info.int().to(device), *(of.to(device) for of in list(vars(samples).values())[1:5]))
+    behind = torch.zeros(len(COUNTS), 3, device=device)
+    with pytest.raises(ValueError, match=f"packed_info: expected int64 on {device}.*, got torch.int32"):
+        field_composite(raw.to(device), on, middles.to(device), behind, ACTIVATIONS[0], backend)
 
 
 def test_wrong_shapes_are_named():

@@ -11,9 +11,11 @@ from nerf_bridge.ops.hash_encoding import (
     hash_encode,
     hash_encode_point_gradient,
     hash_encode_torch,
+    level_rows,
 )
 
 BOTH = ["torch", pytest.param("cpu", marks=pytest.mark.compiler)]
+ALL = [*BOTH, pytest.param("cuda", marks=pytest.mark.cuda)]
 MIXED = HashGridSpec(n_levels=4, n_features=4, log2_table_size=10, base_resolution=4, finest_resolution=32)
 SMALL = HashGridSpec(n_levels=2, n_features=2, log2_table_size=6, base_resolution=2, finest_resolution=7)
 
@@ -143,15 +145,38 @@ def test_views_that_are_strided_or_begin_between_16_bytes_are_read_right():
 
 @pytest.mark.parametrize("backend", BOTH)
 def test_points_outside_are_clamped_and_have_no_gradient_there(backend):
-    outside = torch.tensor([[1.5, 0.3, -0.2], [float("nan"), 0.5, 0.5]])
+    outside = torch.tensor([[1.5, 0.3, -0.2]])
     table = random_table(MIXED)
     inside = torch.tensor([[1.0, 0.3, 0.0]])
     assert torch.allclose(
         hash_encode(outside[:1], table, MIXED, backend), hash_encode(inside, table, MIXED, backend), atol=1e-6
     )
-    _, grad_points, _ = encode_and_grads(outside[:1], table, MIXED, backend)
+    _, grad_points, _ = encode_and_grads(outside, table, MIXED, backend)
     assert grad_points[0, 0] == 0 and grad_points[0, 2] == 0 and grad_points[0, 1] != 0
-    hash_encode(outside, table, MIXED, backend)  # not a number reads no memory outside the table
+
+
+@pytest.mark.parametrize("backend", ALL)
+def test_what_is_no_number_counts_as_0_outside_the_cube(backend):
+    """The same on every backend, in both orders: no gradient along that axis, nor anything broken in the table's."""
+    device = "cuda" if backend == "cuda" else "cpu"
+    nan, infinity, table = float("nan"), float("inf"), random_table(MIXED)
+    broken = torch.tensor([[nan, 0.3, 0.6], [0.2, nan, nan], [infinity, -infinity, 0.1]])
+    meant = torch.tensor([[0.0, 0.3, 0.6], [0.2, 0.0, 0.0], [1.0, 0.0, 0.1]])
+    out, grad_points, grad_table = encode_and_grads(broken.to(device), table.to(device), MIXED, backend)
+    expected, whole, over_table = encode_and_grads(meant, table, MIXED, "torch")
+    along = (broken == meant).float()
+    for got, want in ((out, expected), (grad_points, whole * along), (grad_table, over_table)):
+        assert close(got.cpu(), want)
+    second = [table_gradient_of_normals(at, table, backend, device) for at in (broken, meant)]
+    assert bool(second[0].isfinite().all()) and not close(*second)  # the clamped axes are missing in the first one
+    assert close(second[0], table_gradient_of_normals(broken, table, "torch", "cpu"))
+
+
+def table_gradient_of_normals(points, table, backend, device):
+    leaf = table.to(device).requires_grad_()
+    over = torch.ones(len(points), 16, device=device)
+    normals = hash_encode_point_gradient(points.to(device), leaf, over, MIXED, backend)
+    return torch.autograd.grad((normals**2).sum(), leaf)[0].cpu()
 
 
 @pytest.mark.parametrize("backend", BOTH)
@@ -160,6 +185,20 @@ def test_no_points_and_one_point(backend, n):
     out, grad_points, grad_table = encode_and_grads(random_points(n), random_table(MIXED), MIXED, backend)
     assert out.shape == (n, 16) and grad_points.shape == (n, 3)
     assert (grad_table.abs().sum() > 0) == (n > 0)
+
+
+def test_a_grid_that_is_new_to_the_gpu_is_refused_while_a_graph_is_recorded(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="must be on the GPU before a CUDA graph is recorded; call .* once before"):
+        level_rows(HashGridSpec(3, 1, 9, 2, 17), torch.device("cuda", 0))
+    assert level_rows(MIXED, torch.device("cpu")).shape == (4, 4)
+
+
+def test_the_rows_of_a_grid_stay_where_a_graph_knows_them():
+    rows, cpu = level_rows(MIXED, torch.device("cpu")), torch.device("cpu")
+    for resolution in range(2, 70):
+        level_rows(HashGridSpec(1, 1, 8, 2, resolution), cpu)
+    assert level_rows(MIXED, cpu) is rows
 
 
 def test_wrong_arguments_are_named():

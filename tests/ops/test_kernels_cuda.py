@@ -132,6 +132,19 @@ def test_a_march_with_a_capacity_fits_a_cuda_graph():
         assert torch.equal(getattr(held, name), getattr(expected, name)), name
 
 
+def test_a_grid_that_is_new_to_the_gpu_is_refused_while_a_graph_is_recorded_and_then_fits_one():
+    spec = HashGridSpec(5, 2, 11, 5, 77)
+    points, table = torch.rand(100, 3, device="cuda"), torch.randn(spec.n_entries, 2, device="cuda")
+    hash_encode(points, torch.randn(SPECS[1].n_entries, 2, device="cuda"), SPECS[1], "cuda")  # the kernels are loaded
+    with pytest.raises(RuntimeError, match="call the function once before"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        hash_encode(points, table, spec, "cuda")
+    expected, graph = hash_encode(points, table, spec, "cuda"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        held = hash_encode(points, table, spec, "cuda")
+    graph.replay()
+    assert torch.equal(held, expected)
+
+
 def test_composite_cuda_equals_cpu():
     samples = march("cpu")
     for got, expected in zip(composite_and_grads("cuda", samples), composite_and_grads("cpu", samples), strict=True):

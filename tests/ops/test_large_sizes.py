@@ -12,9 +12,10 @@ import torch
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.ops.composite import composite
+from nerf_bridge.ops.field_composite import DensityActivation, field_composite
 from nerf_bridge.ops.grid_mlp import grid_mlp
 from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode, hash_encode_torch, level_rows
-from nerf_bridge.ops.march import march_rays
+from nerf_bridge.ops.march import Samples, march_rays
 
 PAST = 1 << 31
 HUGE = HashGridSpec(n_levels=9, n_features=1, log2_table_size=28, base_resolution=700, finest_resolution=65536)
@@ -110,6 +111,63 @@ def test_more_than_2_31_samples_on_the_gpu():
     out, opacity, _, _ = composite(sigmas, sigmas[:, None], starts, ends, info, "cuda")
     expected = composite(sigmas[: one.n], sigmas[: one.n, None], one.t_starts, one.t_ends, one.packed_info, "cuda")
     assert torch.equal(out[-1], expected[0][0]) and torch.equal(opacity[-1], expected[1][0])
+
+
+ALONG = 1000  # samples of each of these rays
+MANY = PAST // ALONG + 1000
+
+
+def rays_past_2_31(device: str, n_rays: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """t_starts, t_ends [n] and packed_info [n_rays, 2] of rays with ALONG samples each."""
+    t_starts = (torch.arange(ALONG, device=device) * 0.002 + 1.0).repeat(n_rays)
+    first = torch.arange(n_rays, device=device) * ALONG
+    return t_starts, t_starts + 0.002, torch.stack([first, torch.full_like(first, ALONG)], dim=1)
+
+
+def row_by_row(last: torch.Tensor, n_rays: int) -> torch.Tensor:
+    """[n_rays * ALONG, ...] with the rows `last` [ALONG, ...] for the last ray, half of them for all others."""
+    rows = (0.5 * last).repeat(n_rays, *[1] * (last.dim() - 1))
+    rows[-ALONG:] = last
+    return rows
+
+
+def composite_there_and_back(device: str, n_rays: int) -> list[torch.Tensor]:
+    """Pixels and gradients of the last ray. It takes 56 GiB at 2^31 samples."""
+    drawn = torch.rand(ALONG, generator=torch.Generator().manual_seed(0)).to(device)
+    sigmas, features = (row_by_row(of, n_rays).requires_grad_() for of in (drawn, drawn[:, None] - 0.3))
+    out, opacity, depth, _ = composite(sigmas, features, *rays_past_2_31(device, n_rays), device)
+    over = (out[:, 0], opacity, depth)
+    grads = torch.autograd.grad(over, (sigmas, features), [torch.full_like(of, 0.5) for of in over])
+    return [*(of[-1].detach() for of in over), *(grad[-ALONG:].clone() for grad in grads)]
+
+
+def field_composite_there_and_back(device: str, n_rays: int) -> list[torch.Tensor]:
+    """Pixels and gradients of the last ray. It takes 112 GiB at 2^31 samples, of which the numbers of raw are 32."""
+    drawn = torch.randn(ALONG, 4, generator=torch.Generator().manual_seed(0)).to(device)
+    raw = row_by_row(drawn, n_rays).requires_grad_()
+    t_starts, t_ends, packed_info = rays_past_2_31(device, n_rays)
+    points = row_by_row(0.3 * drawn[:, :3], n_rays)
+    samples = Samples(packed_info, packed_info.new_empty(0), t_starts, t_ends, points)
+    behind = torch.full((n_rays, 3), 0.2, device=device)
+    middles = torch.full((n_rays,), 2.0, device=device)
+    pixels = field_composite(raw, samples, middles, behind, DensityActivation("softplus", 1.0, 0.8), device)
+    (grad,) = torch.autograd.grad(pixels, raw, [torch.full_like(of, 0.5) for of in pixels])
+    return [*(of[-1].detach() for of in pixels), grad[-ALONG:].clone()]
+
+
+@pytest.mark.parametrize("there_and_back", [composite_there_and_back, field_composite_there_and_back])
+@pytest.mark.parametrize(
+    ("device", "n_rays"),
+    [
+        pytest.param("cpu", 3, marks=pytest.mark.compiler),
+        pytest.param("cuda", MANY, marks=[pytest.mark.cuda, pytest.mark.large_gpu]),
+    ],
+)
+def test_more_than_2_31_samples_are_composited_there_and_back(there_and_back, device, n_rays):
+    """The last ray of very many, unlike all others, as when it is alone."""
+    assert device == "cpu" or n_rays * ALONG > PAST
+    many, alone = there_and_back(device, n_rays), there_and_back(device, 1)
+    assert all(torch.equal(got, expected) and bool(expected.any()) for got, expected in zip(many, alone, strict=True))
 
 
 def _touched(points: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nerf_bridge.ops import march
 from nerf_bridge.ops.march import Samples, intersect_box_torch, march_rays
 
 BOTH = ["torch", pytest.param("cpu", marks=pytest.mark.compiler)]
@@ -209,6 +210,15 @@ def test_empty_bricks_are_left_without_losing_a_sample(resolution):
         jitter = torch.rand(200, generator=torch.Generator().manual_seed(2))
         got = march_rays(rays_o, rays_d, occupied, step, jitter, "cpu")
         assert same(got, march_rays(rays_o, rays_d, occupied, step, jitter, "torch"))
+
+
+@pytest.mark.parametrize("backend", BOTH)
+def test_rays_whose_masks_would_not_fit_are_refused(backend, monkeypatch):
+    rays_o, rays_d = random_rays(2600)  # of 109 words each
+    monkeypatch.setattr(march, "MAX_MASK_BYTES", 1 << 20)
+    with pytest.raises(ValueError, match="masks of 2600 rays take .* GiB, more than .*: take longer steps"):
+        march_rays(rays_o, rays_d, random_occupied(2), 1e-3, None, backend)
+    assert march_rays(rays_o[:20], rays_d[:20], random_occupied(2), 1e-3, None, backend).n > 0
 
 
 def test_sizes_that_the_walk_cannot_count_are_refused():
