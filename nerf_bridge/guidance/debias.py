@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from nerf_bridge.config import GuidanceConfig
-from nerf_bridge.errors import UserError, one_line
+from nerf_bridge.errors import UserError
+from nerf_bridge.prior.models.folder import ModelFolder
 from nerf_bridge.prompts import VIEWS
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def prompts_by_view(prompt: str, settings: GuidanceConfig, offline: bool) -> tup
         raise UserError(f"guidance.debias_words: {', '.join(absent)} not among the words of the prompt {prompt!r}")
     from nerf_bridge.prior.catalogue.find import find_language_model  # loads the hub's library: only when used
 
-    folder = find_language_model(settings.debias, offline).path
+    folder = find_language_model(settings.debias, offline)
     debiased = debiased_prompts(prompt, read_views(folder), removable or prompt.split())
     for view, words in zip(VIEWS, debiased, strict=True):
         logger.info("prompt for the %s: %s", view, words)
@@ -71,7 +71,7 @@ def debiased_prompts(prompt: str, probabilities: ViewProbabilities, removable: S
     return tuple(result)
 
 
-def read_views(folder: Path) -> ViewProbabilities:
+def read_views(folder: ModelFolder) -> ViewProbabilities:
     """P(view | prompt) by the masked language model (BERT) in `folder`, normalised over the four views.
 
     Raises:
@@ -80,15 +80,18 @@ def read_views(folder: Path) -> ViewProbabilities:
     from transformers import AutoTokenizer, BertForMaskedLM
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = BertForMaskedLM.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval()
+        with folder.recorded("") as place:
+            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+            model = BertForMaskedLM.from_pretrained(place, local_files_only=True, use_safetensors=True).eval()
+    except UserError:
+        raise
     except Exception as error:  # the library raises many kinds, all of which mean that the files are not right
-        reason = one_line(error, 300)
-        raise UserError(f"guidance.debias: cannot load the language model in {folder}: {reason}") from None
+        raise UserError(f"guidance.debias: {folder.unreadable('', error)}") from None
     names = [view.removesuffix(" view") for view in VIEWS]
     ids = [tokenizer.convert_tokens_to_ids(name) for name in names]
     if tokenizer.unk_token_id in ids or tokenizer.mask_token_id is None:
-        raise UserError(f"guidance.debias: the language model in {folder} does not know the words {', '.join(names)}")
+        wanted = ", ".join(names)
+        raise UserError(f"guidance.debias: the language model in {folder.path} does not know the words {wanted}")
 
     @torch.no_grad()
     def probabilities(prompts: Sequence[str]) -> Tensor:

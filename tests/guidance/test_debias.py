@@ -1,5 +1,7 @@
 """Prompt debiasing against the formula written out, and with a tiny BERT on disk."""
 
+import shutil
+
 import pytest
 import torch
 from gaussian_mixture import Component, GaussianMixturePrior
@@ -9,6 +11,7 @@ from nerf_bridge.config import GuidanceConfig
 from nerf_bridge.errors import UserError
 from nerf_bridge.guidance import encode_words
 from nerf_bridge.guidance.debias import debiased_prompts, prompts_by_view, read_views
+from nerf_bridge.prior.catalogue.find import find_language_model
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] this image is depicting a view of front side back overhead smiling dog red old"
 PROMPT = "a smiling red dog"
@@ -40,7 +43,7 @@ def by_hand(folder, text):
 
 def test_probabilities_are_the_language_models(bert):
     texts = [PROMPT, "a dog", "old"]
-    actual = read_views(bert)(texts)
+    actual = read_views(find_language_model(str(bert), True))(texts)
     assert torch.allclose(actual.double(), torch.tensor([by_hand(bert, text) for text in texts]).double(), atol=1e-6)
     assert torch.allclose(actual.sum(1), torch.ones(3))
 
@@ -54,7 +57,7 @@ def test_words_that_make_a_view_less_likely_are_left_out_of_it(bert):
         kept = [word for i, word in enumerate(words) if full[view] / without[i][view] >= 0.95]
         expected.append(" ".join(kept) or PROMPT)
     assert len(set(expected)) > 1
-    assert debiased_prompts(PROMPT, read_views(bert), words) == tuple(expected)
+    assert debiased_prompts(PROMPT, read_views(find_language_model(str(bert), True)), words) == tuple(expected)
     assert prompts_by_view(PROMPT, GuidanceConfig(debias=str(bert)), True) == tuple(expected)
 
 
@@ -107,10 +110,27 @@ def test_a_model_without_the_views_words_is_refused(bert, tmp_path):
     for path in bert.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes().replace(b"overhead", b"overheat"))
     with pytest.raises(UserError, match="does not know the words front, side, back, overhead"):
-        read_views(tmp_path)
+        read_views(find_language_model(str(tmp_path), True))
+
+
+def test_a_model_that_is_not_whole_is_told(bert, tmp_path):
+    for path in bert.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="cannot load the language model in"):
-        read_views(tmp_path)
+    with pytest.raises(UserError, match=f"guidance.debias: .* cannot load {tmp_path}: .*; copy the folder again"):
+        read_views(find_language_model(str(tmp_path), True))
+    (tmp_path / "config.json").write_text('{"hidden_size": ')
+    with pytest.raises(UserError, match=f"guidance.debias: .* {tmp_path}/config.json is no JSON: .*; copy the folder"):
+        read_views(find_language_model(str(tmp_path), True))
+
+
+def test_files_beside_the_recorded_ones_are_not_read(bert, tmp_path):
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    found = find_language_model(str(folder), True)
+    expected = read_views(found)([PROMPT])
+    (folder / "added_tokens.json").write_text('{"dog": 3}')
+    (folder / "adapter_config.json").write_text("{}")
+    assert torch.equal(read_views(found)([PROMPT]), expected)
 
 
 def test_debiasing_without_views_in_words_is_refused():

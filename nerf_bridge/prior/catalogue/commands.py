@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nerf_bridge.errors import UserError
-from nerf_bridge.prior.catalogue.entries import EMBEDDED, ENTRIES, Entry, aliases, find_entry, unknown_prior
+from nerf_bridge.prior.catalogue.entries import EMBEDDED, ENTRIES, Entry, aliases, find_entry, unknown_model
 from nerf_bridge.prior.catalogue.find import pull, verify_alias
 from nerf_bridge.prior.catalogue.hub import find_cached
 from nerf_bridge.prior.catalogue.lock import LockedModel, lock_path, read_lock
@@ -63,9 +63,11 @@ def _verified(entry: Entry) -> str:
 def _entries(names: Sequence[str]) -> list[Entry]:
     entries = []
     for name in names:
+        if name == EMBEDDED:
+            raise UserError(f"prior {EMBEDDED} comes with the package: nothing to pull or verify; leave it out")
         entry = find_entry(name)
         if entry is None:
-            raise unknown_prior(name)
+            raise unknown_model(name)
         entries.append(entry)
     return entries
 

@@ -6,6 +6,7 @@ No revision and no hash is written here: what a file must be is recorded at the 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nerf_bridge.errors import UserError
@@ -177,6 +178,15 @@ def find_entry(alias: str) -> Entry | None:
 def unknown_prior(name: str) -> UserError:
     """For a name that is neither an alias nor a folder: what is known, and the nearest of it."""
     known = (EMBEDDED, *(entry.alias for entry in ENTRIES if entry.is_prior))
+    listed = f"{', '.join(known)}, or a folder in diffusers' format"
+    return UserError(f"unknown prior '{name}' (known: {listed}){_did_you_mean(name, known)}")
+
+
+def unknown_model(name: str) -> UserError:
+    """For a name that is no alias, where only an alias will do: what is known, and the nearest of it."""
+    return UserError(f"unknown model '{name}' (known: {', '.join(aliases())}){_did_you_mean(name, aliases())}")
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    return UserError(f"unknown prior '{name}' (known: {', '.join(known)}, or a folder in diffusers' format){hint}")
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 UNKNOWN_LICENCE = "not known: see where the model comes from"
 READ = (".json", ".txt", ".model", ".safetensors")
+COPY_AGAIN = "copy the folder again, whole"
 
 
 def is_path(name: str) -> bool:
@@ -71,7 +73,7 @@ def pull(entry: Entry, non_commercial: bool, to: Path | None = None) -> ModelFol
     Raises:
         UserError: as find_model does.
     """
-    _check_licence(entry, non_commercial)
+    _check_licence(entry, non_commercial, "--non-commercial")
     lock = lock_path()
     locked = read_lock(lock).get(entry.alias)
     pulled = pull_model(entry, locked, to)
@@ -80,12 +82,12 @@ def pull(entry: Entry, non_commercial: bool, to: Path | None = None) -> ModelFol
         record(lock, entry.alias, locked)
         logger.info("recorded %d files of %s at %s in %s", len(locked.sha256), pulled.repository, locked.revision, lock)
     else:
-        verify(entry.alias, pulled.folder, locked, lock)
+        verify(entry.alias, pulled.folder, locked, lock, _fetch_again(entry, to))
         locked = replace(locked, repository=pulled.repository, revision=pulled.revision)
         record(lock, entry.alias, locked)  # the same files, perhaps from another mirror
     if to is not None:
         record(to / LOCK_NAME, entry.alias, locked)
-    return _folder(entry, pulled.folder, locked)
+    return _folder(entry, pulled.folder, locked, to)
 
 
 def verify_alias(entry: Entry) -> LockedModel:
@@ -95,17 +97,17 @@ def verify_alias(entry: Entry) -> LockedModel:
     folder = None if locked is None else find_cached(locked)
     if locked is None or folder is None:
         raise UserError(f"prior {entry.alias} is not on this disk; fetch it: nerf-bridge priors pull {entry.alias}")
-    verify(entry.alias, folder, locked, lock)
+    verify(entry.alias, folder, locked, lock, _fetch_again(entry))
     return locked
 
 
 def _of_alias(entry: Entry, non_commercial: bool, offline: bool) -> ModelFolder:
-    _check_licence(entry, non_commercial)
+    _check_licence(entry, non_commercial, "--model.non_commercial true")
     lock = lock_path()
     locked = read_lock(lock).get(entry.alias)
     folder = None if locked is None else find_cached(locked)
     if locked is not None and folder is not None:
-        verify(entry.alias, folder, locked, lock)
+        verify(entry.alias, folder, locked, lock, _fetch_again(entry))
         return _folder(entry, folder, locked)
     if offline:
         raise UserError(
@@ -122,12 +124,13 @@ def _local(name: str) -> ModelFolder:
     if not held:
         names = sorted(path for path in folder.rglob("*") if path.suffix in READ and path.is_file())
         sha256 = hash_files(folder, [path.relative_to(folder).as_posix() for path in names])
-        return ModelFolder(name, folder, UNKNOWN_LICENCE, str(folder), sha256)
+        return ModelFolder(name, folder, UNKNOWN_LICENCE, str(folder), sha256, COPY_AGAIN)
     (alias, locked), *_ = held.items()
-    verify(name, folder, locked, folder / LOCK_NAME)
     entry = find_entry(alias)
+    remedy = COPY_AGAIN if entry is None else f"{COPY_AGAIN}, or {_fetch_again(entry, folder)}"
+    verify(name, folder, locked, folder / LOCK_NAME, remedy)
     licence = UNKNOWN_LICENCE if entry is None else entry.licence
-    return ModelFolder(name, folder, licence, f"{locked.repository} at {locked.revision}", locked.sha256)
+    return ModelFolder(name, folder, licence, f"{locked.repository} at {locked.revision}", locked.sha256, remedy)
 
 
 def _first_record(entry: Entry, pulled: Pulled) -> LockedModel:
@@ -142,13 +145,19 @@ def _first_record(entry: Entry, pulled: Pulled) -> LockedModel:
     return LockedModel(pulled.repository, pulled.revision, found)
 
 
-def _check_licence(entry: Entry, non_commercial: bool) -> None:
+def _check_licence(entry: Entry, non_commercial: bool, option: str) -> None:
     if entry.commercial == "no" and not non_commercial:
         raise UserError(
             f"prior {entry.alias} is under the licence '{entry.licence}', which forbids commercial use; "
-            f"to use it so, say --model.non_commercial true"
+            f"to use it so, say {option}"
         )
 
 
-def _folder(entry: Entry, folder: Path, locked: LockedModel) -> ModelFolder:
-    return ModelFolder(entry.alias, folder, entry.licence, f"{locked.repository} at {locked.revision}", locked.sha256)
+def _fetch_again(entry: Entry, to: Path | None = None) -> str:
+    option = "" if to is None else f" --to {shlex.quote(str(to))}"
+    return f"fetch it again: nerf-bridge priors pull {entry.alias}{option}"
+
+
+def _folder(entry: Entry, folder: Path, locked: LockedModel, to: Path | None = None) -> ModelFolder:
+    source = f"{locked.repository} at {locked.revision}"
+    return ModelFolder(entry.alias, folder, entry.licence, source, locked.sha256, _fetch_again(entry, to))

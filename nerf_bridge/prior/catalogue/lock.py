@@ -74,21 +74,20 @@ def record(path: Path, alias: str, model: LockedModel) -> None:
         ) from None
 
 
-def verify(name: str, folder: Path, locked: LockedModel, lock: Path) -> None:
-    """Hash every recorded file below `folder` and compare, with a progress bar.
+def verify(name: str, folder: Path, locked: LockedModel, lock: Path, remedy: str) -> None:
+    """Hash every recorded file below `folder` and compare, with a progress bar; `remedy` is what the user can do.
 
     Raises:
         UserError: files are missing or differ, one line for each.
     """
     absent = [file for file in locked.sha256 if not (folder / file).is_file()]
     found = hash_files(folder, [file for file in locked.sha256 if file not in absent])
-    remedy = f"fetch it again: nerf-bridge priors pull {name}"
     lines = [f"prior {name}: {folder / file} is missing; {remedy}" for file in absent]
     for file, digest in found.items():
         if digest != locked.sha256[file]:
             lines.append(
                 f"prior {name}: {folder / file} has sha256 {digest[:12]}..., but {lock} recorded "
-                f"{locked.sha256[file][:12]}... at the first pull; delete that file and pull the model again"
+                f"{locked.sha256[file][:12]}... at the first pull; delete {(folder / file).resolve()} and {remedy}"
             )
     if lines:
         raise UserError("\n".join(lines))

@@ -16,7 +16,10 @@ PLAIN_GUIDANCE = 1.0  # a guidance-distilled network is asked for its plain pred
 
 
 class Denoiser(Protocol):
-    """A network that answers noised x; its answer is epsilon, v or a velocity, which a NoiseProcess knows."""
+    """A network that answers noised x; its answer is epsilon, v or a velocity, which a NoiseProcess knows.
+
+    It is told the time as it is: in half precision 777.7 would be 776.
+    """
 
     network: Any
     knows_cameras: bool
@@ -45,13 +48,13 @@ class StableDiffusion:
 
 
 class StableDiffusionXL:
-    """The U-Net of SDXL (Podell et al. 2023), told the size and crop of the picture: all of it, at `image_size`."""
+    """The U-Net of SDXL (Podell et al. 2023), told the size and crop of a picture: all of it, at `told_size`."""
 
     knows_cameras, view_group = False, 1
 
-    def __init__(self, network: Any, image_size: int, device: torch.device):
+    def __init__(self, network: Any, told_size: int, device: torch.device):
         self.network = network
-        told = (image_size, image_size, 0, 0, image_size, image_size)
+        told = (told_size, told_size, 0, 0, told_size, told_size)
         self.size_and_crop = torch.tensor(told, dtype=network.dtype, device=device)
 
     def __call__(
@@ -95,7 +98,7 @@ class StableDiffusion3:
         dtype = self.network.dtype
         return self.network(
             hidden_states=noised.to(dtype),
-            timestep=time.to(dtype),
+            timestep=time,
             encoder_hidden_states=embeddings.tokens.to(dtype),
             pooled_projections=embeddings.pooled.to(dtype),
         ).sample
@@ -118,7 +121,7 @@ class Flux:
         distilled = self.network.config.guidance_embeds
         answer = self.network(
             hidden_states=to_patches(noised.to(dtype)),
-            timestep=time.to(dtype),
+            timestep=time,
             guidance=torch.full((b,), PLAIN_GUIDANCE, dtype=dtype, device=noised.device) if distilled else None,
             pooled_projections=embeddings.pooled.to(dtype),
             encoder_hidden_states=tokens,

@@ -98,14 +98,18 @@ def load_stable_diffusion(folder: ModelFolder, options: LoadOptions) -> Diffuser
 
 
 def load_sdxl(folder: ModelFolder, options: LoadOptions) -> DiffusersPrior:
-    """SDXL: latents, with its sizes and pooled prompts; its decoder overflows in float16 and stays in float32."""
+    """SDXL: latents, with its sizes and pooled prompts; its decoder overflows in float16 and stays in float32.
+
+    A small size, told as it is, would ask for what small pictures look like: it is told the trained size at least.
+    """
     from diffusers import UNet2DConditionModel
 
     unet = _network(folder, options, "unet", UNet2DConditionModel, torch.float16)
     vae_dtype = torch.float32 if unet.dtype == torch.float16 else unet.dtype
     codec = _latents(folder, options, unet.config.sample_size, 1, vae_dtype, unet.dtype)
     _check_channels(folder, unet, codec)
-    denoiser = StableDiffusionXL(unet, codec.image_size, options.device)
+    told_size = max(codec.image_size, codec.multiple * unet.config.sample_size)
+    denoiser = StableDiffusionXL(unet, told_size, options.device)
     return _assemble(folder, options, codec, denoiser, encode_sdxl)
 
 

@@ -93,6 +93,8 @@ def apply_text_loras(encoder: nn.Module, part: str, pipeline: str, loras: tuple[
 
 
 def _melt(encoder: Any, scale: float) -> None:
+    """Add the loaded LoRA's change to the weights and take its layers out again, so that the next can be loaded."""
+    from diffusers.utils import recurse_remove_peft_layers
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in encoder.modules():
@@ -100,6 +102,8 @@ def _melt(encoder: Any, scale: float) -> None:
             layer: Any = module
             layer.scale_layer(scale)
             layer.merge()
+    recurse_remove_peft_layers(encoder)
+    encoder.delete_adapter(ADAPTER)
 
 
 def _read(lora: Lora, kind: str, pipeline: str, network: Any) -> tuple[dict[str, Any], Any, Any]:

@@ -14,7 +14,6 @@ from nerf_bridge.prior.protocol import PromptEmbeddings, ViewCondition
 from nerf_bridge.scene.cameras import Cameras
 
 VIEWS = 4
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class MVDream:
@@ -56,8 +55,8 @@ def load_mvdream_unet(folder: ModelFolder, dtype: torch.dtype) -> MVDreamUNet:
     Raises:
         UserError: its files are missing, damaged, or of another network.
     """
-    folder.variant("unet")
-    path = folder.path / "unet" / WEIGHTS
+    variant = folder.variant("unet")
+    path = folder.file(f"unet/diffusion_pytorch_model{'' if variant is None else f'.{variant}'}.safetensors")
     try:
         with torch.device("meta"):
             network = MVDreamUNet(read_config(folder.config("unet")))

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nerf_bridge.ops.build import cache_dir
-from nerf_bridge.prior.models.text import EncodeWords, TextModels
+from nerf_bridge.prior.models.text import ENCODING, READ_TO_ENCODE, EncodeWords, TextModels
 from nerf_bridge.prior.protocol import PromptEmbeddings
 from nerf_bridge.run.files import replacing
 
@@ -55,15 +55,12 @@ class CachedWords:
         return PromptEmbeddings.cat(found)
 
     def _path(self, prompt: str) -> Path:
-        """A name that changes with the prompt, the text encoders, the LoRAs and the precision."""
+        """A name that changes with the prompt, and with all that decides how it is encoded."""
         models = self.models
-        files = {
-            name: digest
-            for name, digest in models.folder.sha256.items()
-            if name.startswith(("text_encoder", "tokenizer", "model_index"))
-        }
+        files = {name: digest for name, digest in models.folder.sha256.items() if name.startswith(READ_TO_ENCODE)}
         loras = [(lora.sha256, lora.scale) for lora in models.loras]
-        key = json.dumps([files, loras, str(models.dtype), models.folder.pipeline_class(), prompt], sort_keys=True)
+        parts = [ENCODING, models.folder.pipeline_class(), files, loras, str(models.dtype), prompt]
+        key = json.dumps(parts, sort_keys=True)
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.safetensors"
 
     def _read(self, prompt: str) -> PromptEmbeddings | None:

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nerf_bridge.errors import UserError, one_line
+from nerf_bridge.errors import UserError
 from nerf_bridge.prior.models.folder import ModelFolder
 from nerf_bridge.prior.models.lora import Lora, apply_text_loras
 from nerf_bridge.prior.protocol import PromptEmbeddings
 
 logger = logging.getLogger(__name__)
 
-IF_LENGTH = 77
+ENCODING = 2  # raised when the same words are encoded in another way: what the cache holds is then made again
+READ_TO_ENCODE = ("model_index.json", "text_encoder", "tokenizer", "transformer/config.json")  # files, by their start
+CLIP_LENGTH, IF_LENGTH = 77, 77
 SD3_T5_LENGTH = 256
 FLUX_LENGTH, FLUX_SCHNELL_LENGTH = 512, 256
 
@@ -102,7 +104,7 @@ def _clip(models: TextModels, suffix: str, prompts: Sequence[str]) -> Any:
     """What the CLIP text model text_encoder<suffix> says of `prompts`, with all hidden states."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    ids, _ = _tokens(models, CLIPTokenizer, f"tokenizer{suffix}", prompts, None)
+    ids, _ = _tokens(models, CLIPTokenizer, f"tokenizer{suffix}", prompts, CLIP_LENGTH)
     named = models.folder.config(f"text_encoder{suffix}").get("architectures") or ["CLIPTextModel"]
     encoder_class = CLIPTextModelWithProjection if "WithProjection" in named[0] else CLIPTextModel
     encoder = models.folder.load(f"text_encoder{suffix}", encoder_class, models.dtype, models.device)
@@ -125,21 +127,31 @@ def _t5(models: TextModels, suffix: str, prompts: Sequence[str], length: int, ma
 
 
 def _tokens(
-    models: TextModels, tokenizer_class: Any, part: str, prompts: Sequence[str], length: int | None
+    models: TextModels, tokenizer_class: Any, part: str, prompts: Sequence[str], length: int
 ) -> tuple[Tensor, Tensor]:
     """Token numbers and which of them are no padding, [n, length] each; what is cut off is told."""
-    folder = models.folder.path / part
+    _check_vocabulary(models.folder, tokenizer_class, part)
     try:
-        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+        with models.folder.recorded(part) as place:
+            tokenizer = tokenizer_class.from_pretrained(place, local_files_only=True)
+    except UserError:
+        raise
     except Exception as error:  # the library raises many kinds, all of which mean that the files are not right
-        reason = one_line(error, 300)
-        raise UserError(f"prior {models.folder.name}: cannot read the tokenizer in {folder}: {reason}") from None
-    length = length or tokenizer.model_max_length
+        raise models.folder.unreadable(part, error) from None
     for prompt in prompts:
         if len(tokenizer(prompt, verbose=False).input_ids) > length:
             logger.warning("the prior reads at most %d tokens; the end of this is left out: %s", length, prompt)
     said = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return said.input_ids.to(models.device), said.attention_mask.to(models.device)
+
+
+def _check_vocabulary(folder: ModelFolder, tokenizer_class: Any, part: str) -> None:
+    """Raise UserError when the vocabulary is missing: the library would take an empty one, and all words for one."""
+    whole = tokenizer_class.vocab_files_names["tokenizer_file"]
+    if f"{part}/{whole}" not in folder.sha256:
+        for kind, name in tokenizer_class.vocab_files_names.items():
+            if kind != "tokenizer_file":
+                folder.file(f"{part}/{name}")
 
 
 def _free(encoder: nn.Module) -> None:

@@ -143,9 +143,23 @@ def test_a_changed_file_is_refused_ever_after(published):
         load_prior(ALIAS)
     assert re.fullmatch(
         r"prior sd21-base: \S+diffusion_pytorch_model.safetensors has sha256 \w{12}..., but \S+my.lock.json recorded "
-        r"\w{12}... at the first pull; delete that file and pull the model again",
+        r"\w{12}... at the first pull; delete \S+diffusion_pytorch_model.safetensors and fetch it again: nerf-bridge "
+        r"priors pull sd21-base",
         str(caught.value),
     )
+
+
+def test_the_damaged_file_itself_is_to_be_deleted_and_not_a_link_to_it(published, tmp_path):
+    """The hub's cache holds links; what such a link points to would be linked again, damaged as it is."""
+    path = weights(find_model(ALIAS, False, False))
+    blob = tmp_path / "blobs" / "0123"
+    blob.parent.mkdir()
+    path.rename(blob)
+    path.symlink_to(blob)
+    assert load_prior(ALIAS).image_size == 16
+    blob.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=f"delete {blob} and fetch it again: nerf-bridge priors pull sd21-base"):
+        load_prior(ALIAS)
 
 
 def test_a_missing_file_is_named(published):
@@ -217,6 +231,21 @@ def test_a_folder_of_ones_own_carries_its_lock(published, tmp_path):
     path.write_text(path.read_text() + " ")
     with pytest.raises(UserError, match="stick/vae/config.json has sha256 .*stick/priors.lock.json recorded"):
         load_prior(str(tmp_path / "stick"))
+
+
+@pytest.mark.parametrize("name", ["vae/config.json", "unet/diffusion_pytorch_model.safetensors"])
+def test_the_remedy_for_a_folder_is_no_alias(name, published, tmp_path):
+    folder = tmp_path / "a stick"
+    assert run("pull", ALIAS, "--to", str(folder)) == 0
+    (folder / name).unlink()
+    with pytest.raises(UserError) as caught:
+        load_prior(str(folder))
+    assert str(caught.value) == (
+        f"prior {folder}: {folder / name} is missing; copy the folder again, whole, or fetch it again: nerf-bridge "
+        f"priors pull {ALIAS} --to '{folder}'"
+    )
+    assert run("pull", ALIAS, "--to", str(folder)) == 0
+    assert load_prior(str(folder)).image_size == 16
 
 
 def test_a_plain_folder_is_hashed_and_used(tiny_model):
@@ -295,13 +324,17 @@ def test_verify_hashes_again(published, capsys):
     [
         (["lst"], "unknown action 'lst' .known: list, pull, verify.; did you mean list"),
         (["pull"], "say which model to pull: sd15, "),
-        (["pull", "sd1.5"], "unknown prior 'sd1.5' .*did you mean 'sd15'"),
+        (["pull", "sd1.5"], "unknown model 'sd1.5' .*did you mean 'sd15'"),
+        (["pull", "bret"], "unknown model 'bret' .known: sd15, .*, bert.; did you mean 'bert'"),
+        (["pull", "embedded"], "prior embedded comes with the package: nothing to pull or verify; leave it"),
+        (["verify", "embedded"], "prior embedded comes with the package: nothing to pull or verify; leave it"),
+        (["pull", "if-m"], "which forbids commercial use; to use it so, say --non-commercial$"),
         (["pull", "sd15", "sdxl", "--to", "x"], "--to takes one model at a time, got sd15, sdxl"),
     ],
 )
 def test_wrong_words_are_told(words, says, capsys):
     assert run(*words) == 2
-    assert re.search(says, capsys.readouterr().err)
+    assert re.search(says, capsys.readouterr().err, re.MULTILINE)
 
 
 def test_helpers_are_no_priors_but_are_pulled_and_checked_alike(hub, tmp_path):

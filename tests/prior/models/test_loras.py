@@ -82,6 +82,23 @@ def test_the_text_encoder_gets_the_change(family, tiny_model, tmp_path):
     assert not torch.allclose(plain[..., : tiny_models.WIDTH], actual, atol=1e-3)
 
 
+@pytest.mark.parametrize("second", ["q_proj", "v_proj"])
+def test_several_changes_of_the_text_encoder_add_up(second, tiny_model, tmp_path):
+    """In the same layer and in different ones, against the published pipeline with both in its weights."""
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_model("sd-epsilon"))
+    first = next(n for n, _ in pipeline.text_encoder.named_modules() if n.endswith("layers.0.self_attn.q_proj"))
+    for seed, (name, scale) in enumerate([(first, 0.5), (first.replace("q_proj", second), 0.25)]):
+        weight = pipeline.text_encoder.get_submodule(name).weight
+        change = write_lora(tmp_path / f"{seed}.safetensors", "text_encoder", name, weight, seed)
+        with torch.no_grad():
+            weight += scale * change
+    loras = parse_loras(f"{tmp_path}/0.safetensors:0.5, {tmp_path}/1.safetensors:0.25")
+    prior = tiny_models.load(tiny_model("sd-epsilon"), tmp_path / "cache", loras=loras)
+    ids = pipeline.tokenizer("a chair", padding="max_length", max_length=77, return_tensors="pt").input_ids
+    expected = pipeline.text_encoder(ids).last_hidden_state
+    assert torch.allclose(prior.encode_prompts(["a chair"]).tokens, expected, atol=1e-5)
+
+
 def test_names_of_other_trainers_are_understood(tiny_model, tmp_path):
     """The kohya format: other names, down and up in place of A and B, and an alpha."""
     prior = tiny_models.load(tiny_model("sd-epsilon"), tmp_path / "cache")

@@ -1,13 +1,16 @@
 """Prompts are encoded once, and the text encoders leave the memory afterwards."""
 
 import gc
+import json
+import shutil
 import weakref
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from prior.models import tiny_models
 
-from nerf_bridge.prior.models import text
+from nerf_bridge.prior.models import prompt_cache, text
 from nerf_bridge.prior.models.folder import ModelFolder
 
 
@@ -50,6 +53,42 @@ def test_other_weights_or_precision_are_encoded_anew(load, options):
     prior = load(options.pop("family"), **options)
     prior.encode_prompts(["a chair"])
     assert prior.words.encodings == 1
+
+
+def dev_of(schnell, folder):
+    """A FLUX with the same text encoders whose network is distilled to a guidance scale, as dev's is."""
+    shutil.copytree(schnell, folder)
+    settings = json.loads((folder / "transformer" / "config.json").read_text()) | {"guidance_embeds": True}
+    torch.manual_seed(0)
+    FluxTransformer2DModel.from_config(settings).save_pretrained(folder / "transformer")
+    return folder
+
+
+def test_flux_dev_after_schnell_reads_as_many_words_as_ever(tiny_model, load, tmp_path):
+    """Both have the same text encoders; which of them it is stands in the network's settings."""
+    assert load("flux").encode_prompts(["a chair"]).tokens.shape[1] == 256
+    dev = tiny_models.load(dev_of(tiny_model("flux"), tmp_path / "dev"), tmp_path / "cache")
+    assert dev.encode_prompts(["a chair"]).tokens.shape[1] == 512
+    assert load("flux").encode_prompts(["a chair"]).tokens.shape[1] == 256
+
+
+def test_another_way_of_encoding_is_another_entry(load, monkeypatch):
+    load().encode_prompts(["a chair"])
+    monkeypatch.setattr(prompt_cache, "ENCODING", text.ENCODING + 1)
+    later = load()
+    later.encode_prompts(["a chair"])
+    assert later.words.encodings == 1
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_every_file_that_is_read_to_encode_is_in_the_key(family, load, monkeypatch):
+    prior = load(family)
+    read = []
+    file, recorded = ModelFolder.file, ModelFolder.recorded
+    monkeypatch.setattr(ModelFolder, "file", lambda self, name: read.append(name) or file(self, name))
+    monkeypatch.setattr(ModelFolder, "recorded", lambda self, part: read.append(part) or recorded(self, part))
+    prior.encode_prompts(["a chair"])
+    assert len(read) > 2 and all(name.startswith(text.READ_TO_ENCODE) for name in read), read
 
 
 def test_a_damaged_entry_is_made_again(load, tmp_path, caplog):

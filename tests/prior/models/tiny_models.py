@@ -76,7 +76,8 @@ def load(
 ) -> DiffusersPrior:
     """The prior in `folder`, by the code that loads the big ones."""
     names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*")) if path.is_file()]
-    model = ModelFolder(str(folder), folder, "for tests", "random weights", hash_files(folder, names) | (sha256 or {}))
+    digests = hash_files(folder, names) | (sha256 or {})
+    model = ModelFolder(str(folder), folder, "for tests", "random weights", digests, "build it again")
     options = LoadOptions(device, words_device, dtype, image_size, loras, non_commercial, cache, compile)
     return load_model(model, options)
 
