@@ -23,6 +23,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ import diffusers
 import torch
 from tqdm import tqdm
 
-from benchmarks.guidance_cases import GuidanceCase, encoder_work, family_case, network_work, unet_case, vae_case
-from benchmarks.guidance_models import FAMILIES, Build
-from benchmarks.guidance_steps import STEP_CASES, StepCase, time_step
+from benchmarks.guidance_cases import GuidanceCase, family_case, unet_case, vae_case
+from benchmarks.guidance_models import FAMILIES
+from benchmarks.guidance_steps import STEP_CASES, StepCase, StepCounts, step_floors, time_step
 from benchmarks.kernel_cases import Case, Setting, Version
 from benchmarks.kernels import ROOT, case_rows, ceiling_rows, check_rows, measure, record, rounded
-from benchmarks.report import results_path, save_results, summary
+from benchmarks.report import not_measured, results_path, save_results, summary
 from benchmarks.timing import Clock, Timing, measure_ceilings
 from nerf_bridge.errors import UserError, one_line
 from nerf_bridge.ops.backend import resolve_backend
@@ -49,6 +50,7 @@ ALONE: dict[str, Callable[[str, Setting], GuidanceCase]] = {
     "vae_512_b4": lambda name, setting: vae_case(name, setting, 4),
 }
 CASES = (*ALONE, *STEP_CASES, "guidance", "start")
+ROWS_OF = (*ALONE, *STEP_CASES, *(f"guidance_{family}" for family in FAMILIES), "start")  # as the results name them
 START_SECONDS = 560.0
 
 
@@ -116,7 +118,7 @@ def run(options: Namespace, device: torch.device, backend: str) -> dict[str, Any
             left_out += missing
             free(device)
             logger.info("%s", json.dumps(of_case))
-    return record(device, options, rows, left_out)
+    return record(device, options, rows, left_out) | {"not_measured": not_measured(ROWS_OF, rows)}
 
 
 Job = Callable[[], tuple[list[dict], list[str]]]
@@ -159,25 +161,18 @@ def run_alone(case: GuidanceCase, clock: Clock) -> tuple[list[dict], list[str]]:
 def run_step(case: StepCase, setting: Setting, clock: Clock) -> tuple[list[dict], list[str]]:
     """The rows of a whole step and of its parts."""
     measured: dict[str, dict[str, Timing]] = {}
-    left_out, n_samples = [], 0
+    counts: dict[str, StepCounts] = {}
+    left_out = []
     for kind in KINDS[:1] if setting.quick else KINDS:
         free(setting.device)
         try:
-            measured[kind], n_samples = time_step(case, setting, clock, kind)
+            measured[kind], counts[kind] = time_step(case, setting, clock, kind)
         except RuntimeError as error:
             if kind == "ours":
                 raise
             left_out.append(f"{case.name}, {kind}: {one_line(error, 160)}")
-    family, build = FAMILIES["sd21"], Build(setting.device, setting.shrink > 1)
-    flop, weights = network_work(family, build, 2)
-    forward, both = encoder_work(family, build, 1)
-    floors = {
-        "encode": setting.floor(0, forward),
-        "predict": setting.floor(weights, flop),
-        "backward": setting.floor(0, both - forward),
-        "step": setting.floor(weights, flop) + setting.floor(0, both),
-    }
-    return rows_of(case.name, measured, floors, {"samples": n_samples}, clock), left_out
+    ours = counts[KINDS[0]]
+    return rows_of(case.name, measured, step_floors(ours, setting), asdict(ours), clock), left_out
 
 
 def run_start(setting: Setting) -> tuple[list[dict], list[str]]:
@@ -218,7 +213,8 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     again = {row["case"] for row in new["rows"]}
     kept = [row for row in old["rows"] if row["case"] not in again]
     remarks = [line for line in old["left_out"] if line.split(",")[0].split(":")[0] not in again]
-    return new | {"rows": new["rows"] + kept, "left_out": new["left_out"] + remarks}
+    rows = new["rows"] + kept
+    return new | {"rows": rows, "left_out": new["left_out"] + remarks, "not_measured": not_measured(ROWS_OF, rows)}
 
 
 def free(device: torch.device) -> None:

@@ -8,6 +8,10 @@ Two steps are compared with ours, both with diffusers' modules in eager half pre
 whose result nobody uses:
     eager               everything in torch operations, the render too: what the package's kernels stand for;
     eager, our render   the render by our kernels, so that the guidance alone makes the difference.
+
+Floors: those of network, encoder and render (`render_cases.render_floors`), and of the optimiser that of
+`kernel_cases.adam_case`: every gradient read, and of the touched numbers 24 bytes moved. A step's is the sum of its
+stages', since each waits for the one before it.
 """
 
 from __future__ import annotations
@@ -20,11 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.bench_inputs import BALL, DISTANCE, FOVY_DEG, shell_occupancy
-from benchmarks.guidance_cases import PROMPT
+from benchmarks.bench_inputs import BALL, DISTANCE, FOVY_DEG, n_visible, shell_occupancy
+from benchmarks.guidance_cases import PROMPT, encoder_work, network_work
 from benchmarks.guidance_models import FAMILIES, Build, make_prior
 from benchmarks.kernel_cases import TWIN_BYTES, Setting, Version
 from benchmarks.kernels import fits
+from benchmarks.render_cases import render_floors
 from benchmarks.timing import GIB, Clock, Timing, peak_gib, time_stages
 from benchmarks.torch_twins import TorchField
 from nerf_bridge.config import GenerateConfig, build_config
@@ -39,9 +44,11 @@ from nerf_bridge.guidance import (
     stage_at,
     t_max_at,
 )
+from nerf_bridge.ops.march import march_rays
 from nerf_bridge.optimize import regularisers, render_views, training_step, update_occupancy, view_renderer
 from nerf_bridge.prior.protocol import Prior
 from nerf_bridge.run.state import Progress, build_optimiser
+from nerf_bridge.scene.rays import camera_rays
 from nerf_bridge.scene.scene import Scene, build_scene
 from nerf_bridge.settings import load_yaml
 
@@ -71,6 +78,23 @@ class Runner:
     words: EncodedWords
     config: GenerateConfig
     views: GraphedRender
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """How large the work of a step is.
+
+    Attributes:
+        samples: of the first view that is timed.
+        visible: of them, those that the light reaches.
+        numbers: of all parameters.
+        touched: of them, those with a gradient at the last step that was timed.
+    """
+
+    samples: int
+    visible: int
+    numbers: int
+    touched: int
 
 
 class EagerAdamW(torch.optim.AdamW):
@@ -134,16 +158,43 @@ def make_runner(scene: Scene, config: GenerateConfig, setting: Setting, kind: st
     return Runner(scene, optimiser, prior, words, config, views)
 
 
-def time_step(case: StepCase, setting: Setting, clock: Clock, kind: str) -> tuple[dict[str, Timing], int]:
-    """Timings by stage, of the whole step and of the guidance in it, peak memory, and the samples of a view.
+def view_counts(scene: Scene, config: GenerateConfig, step: int) -> tuple[int, int]:
+    """Samples of the view of a step, and how many of them the light reaches, without jitter."""
+    with torch.no_grad():
+        rendering, condition = render_views(scene, config, step)
+        height, width = rendering.opacity.shape[1:]
+        rays = camera_rays(condition.cameras, height, width, scene.backend)
+        occupied = scene.occupancy.occupied
+        samples = march_rays(rays.origins, rays.directions, occupied, scene.step_size, None, scene.backend)
+        sigmas = torch.cat([scene.field.density(part) for part in samples.points.split(1 << 20)])
+        return rendering.n_samples, n_visible(sigmas, samples)
+
+
+def step_floors(counts: StepCounts, setting: Setting) -> dict[str, float]:
+    """Milliseconds by stage, and of the whole step."""
+    family, build = FAMILIES["sd21"], Build(setting.device, setting.shrink > 1)
+    flop, weights = network_work(family, build, 2)
+    forward, both = encoder_work(family, build, 1)
+    render = render_floors(setting, counts.numbers, counts.touched, counts.visible)
+    floors = {
+        "render": render["forward"],
+        "encode": setting.floor(0, forward),
+        "predict": setting.floor(weights, flop),
+        "backward": setting.floor(0, both - forward) + render["backward"],
+        "optimiser": setting.floor(4 * counts.numbers + 24 * counts.touched),
+    }
+    return floors | {"step": sum(floors.values())}
+
+
+def time_step(case: StepCase, setting: Setting, clock: Clock, kind: str) -> tuple[dict[str, Timing], StepCounts]:
+    """Timings by stage and of the whole step, peak memory, and how large the work is.
 
     Raises:
         RuntimeError: it would not fit into memory.
     """
     config = step_config(case, setting)
     scene = make_scene(case, setting, config)
-    with torch.no_grad():
-        n_samples = render_views(scene, config, FIRST[case.size])[0].n_samples
+    n_samples, visible = view_counts(scene, config, FIRST[case.size])
     plan = Version(kind, list, needs=TWIN_BYTES * n_samples)
     if kind == "eager" and not fits(plan, setting.device):
         raise RuntimeError(f"would not fit into memory ({plan.needs / GIB:.0f} GiB)")
@@ -160,12 +211,14 @@ def time_step(case: StepCase, setting: Setting, clock: Clock, kind: str) -> tupl
     names |= {"backward": stages.backward, "optimiser": stages.optimise}
     timings = time_stages(list(names.values()), clock)
     measured |= dict(zip(names, timings, strict=False))
+    touched = sum(int((p.grad != 0).sum()) for p in runner.optimiser.parameters if p.grad is not None)
+    counts = StepCounts(n_samples, visible, sum(p.numel() for p in runner.optimiser.parameters), touched)
     if kind == "ours" and case.shape == "blob":
         measured["occupancy update"] = time_stages([stages.update_occupancy], clock)[0]
     memory = peak_gib(whole, setting.device)
     if memory is not None:
         measured["memory"] = Timing(memory, memory, memory, 1)
-    return measured, n_samples
+    return measured, counts
 
 
 class Stages:

@@ -199,6 +199,7 @@ def case_rows(case: Case, measured: dict[str, dict[str, Timing]]) -> list[dict]:
             {"unit": "GiB"}
             if metric == "memory"
             else {"unit": "ms", "p10": rounded(timing.p10), "p90": rounded(timing.p90)}
+            | {"repetitions": timing.repetitions}
         )
         own |= {"floor": rounded(case.floors[metric])} if metric in case.floors else {}
         others = [own | {"peer": name} | of_peer(metric, of[metric]) for name, of in peers if metric in of]
@@ -207,11 +208,12 @@ def case_rows(case: Case, measured: dict[str, dict[str, Timing]]) -> list[dict]:
 
 
 def of_peer(metric: str, timing: Timing) -> dict[str, float]:
-    """A peer's value and, of a time, its spread."""
+    """A peer's value and, of a time, its spread and how often it was taken."""
     value = {"peer_value": rounded(timing.median)}
     if metric == "memory":
         return value
-    return value | {"peer_p10": rounded(timing.p10), "peer_p90": rounded(timing.p90)}
+    spread = {"peer_p10": rounded(timing.p10), "peer_p90": rounded(timing.p90)}
+    return value | spread | {"peer_repetitions": timing.repetitions}
 
 
 def ceiling_rows(ceilings: Ceilings) -> list[dict]:

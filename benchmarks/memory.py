@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from benchmarks.kernels import commit
 from benchmarks.random_models import write_stable_diffusion
-from benchmarks.report import results_path, save_results, summary
+from benchmarks.report import not_measured, results_path, save_results, summary
 from benchmarks.timing import GIB
 from nerf_bridge.config import GenerateConfig, build_config
 from nerf_bridge.errors import RunError, UserError, one_line
@@ -114,6 +114,7 @@ def run(options: argparse.Namespace, device: torch.device) -> dict:
         "versions": versions | ({"cuda": str(torch.version.cuda)} if device.type == "cuda" else {}),
         "settings": {"shrink": options.shrink, "steps": options.steps},
         "left_out": left_out,
+        "not_measured": not_measured(CASES, rows),
         "rows": rows,
     }
 

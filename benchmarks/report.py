@@ -16,7 +16,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nerf_bridge.run.files import write_json, write_text
@@ -72,7 +72,21 @@ def block(results: Mapping, plot: str) -> str:
     ]
     lines += ["", f"Sizes: {sizes(results)}."] if sizes(results) else []
     left_out = [f"- {line}" for line in results.get("left_out", [])]
-    return "\n".join(lines + (["", "Left out:", *left_out] if left_out else []))
+    lines += ["", "Left out:", *left_out] if left_out else []
+    lines += ["", f"{unasked(results)}."] if unasked(results) else []
+    return "\n".join(lines)
+
+
+def not_measured(names: Iterable[str], rows: Sequence[Mapping]) -> list[str]:
+    """Those of the `names` of cases that no row is of: its case is the name, or begins with it and a comma."""
+    found = {str(row["case"]).split(",")[0] for row in rows}
+    return [name for name in names if name not in found]
+
+
+def unasked(results: Mapping) -> str:
+    """The cases that exist and were not measured, in one line; empty where there is none."""
+    names = results.get("not_measured", [])
+    return f"Not measured: {', '.join(names)}" if names else ""
 
 
 def peers_of(results: Mapping) -> list[str]:
@@ -153,7 +167,8 @@ def save_results(results: Mapping, path: Path) -> None:
 def summary(results: Mapping, path: Path) -> str:
     """What a benchmark says at its end: the table, what was left out, and where the results are."""
     left_out = (f"left out: {line}" for line in results["left_out"])
-    return "\n".join([text_table(results), "", *left_out, f"written: {path}"])
+    lines = [text_table(results), "", *left_out, unasked(results), f"written: {path}"]
+    return "\n".join(line for i, line in enumerate(lines) if line or i == 1)
 
 
 def markdown_table(table: Sequence[Sequence[str]]) -> str:

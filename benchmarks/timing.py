@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,8 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-MOST_REPETITIONS, FEWEST_REPETITIONS, WARM_UPS = 100, 3, 2
-SLOW_SECONDS = 5.0  # work that takes so long is timed once after one warm-up
+MOST_REPETITIONS, GOOD_REPETITIONS, FEWEST_REPETITIONS = 100, 20, 3
+LONGER = 10  # times a measurement may take longer than asked for, to have the good number of repetitions
+WARM_UPS, MOST_WARM_UPS = 3, 12
+SETTLED = 0.8  # two rounds of which the faster one takes at least so much of the other's time take the same
+SLOW_SECONDS = 5.0  # work that takes so long, once it has settled, is timed once
 COPY_BYTES = 1 << 30
 MATRIX = 8192
 GIB = 2**30
@@ -23,7 +27,8 @@ class Clock:
 
     Attributes:
         device: where the work runs.
-        seconds: what one measurement may take; it is repeated 3 to 100 times to fill them, slow work once.
+        seconds: what one measurement may take; it is repeated to fill them, 20 to 100 times, as long as that takes
+            no more than ten times as long; at least 3 times, slow work once.
         flush: on CUDA, overwrite the level-2 cache before every repetition.
     """
 
@@ -54,11 +59,7 @@ def time_stages(stages: Sequence[Callable[[], object]], clock: Clock) -> list[Ti
 
     On CUDA by events on the current stream, which the host runs ahead of; the first rounds do not count.
     """
-    estimate = _seconds(stages, clock)
-    if estimate < SLOW_SECONDS:
-        estimate = min(_seconds(stages, clock) for _ in range(WARM_UPS))
-    fewest = FEWEST_REPETITIONS if estimate < SLOW_SECONDS else 1
-    repetitions = min(max(int(clock.seconds / max(estimate, 1e-6)), fewest), MOST_REPETITIONS)
+    repetitions = _repetitions(_settled_seconds(stages, clock), clock.seconds)
     marks = [_round(stages, clock) for _ in range(repetitions)]
     rounds = [_read(mark, clock) for mark in marks]
     return [timing_of([each[k] for each in rounds]) for k in range(len(stages))] + [timing_of([*map(sum, rounds)])]
@@ -107,6 +108,23 @@ def _gathers_per_second(size: int, n: int, clock: Clock) -> float:
     table = torch.rand(size, device=clock.device)
     places = torch.randint(size, (n,), device=clock.device, dtype=torch.int32)
     return n / time_stages([lambda: table.index_select(0, places)], clock)[0].median * 1e3
+
+
+def _settled_seconds(stages: Sequence[Callable[[], object]], clock: Clock) -> float:
+    """Seconds of a round after those that compile, record and learn sizes, however long these took."""
+    before, now = math.inf, _seconds(stages, clock)
+    for done in range(1, MOST_WARM_UPS):
+        if done >= WARM_UPS and min(before, now) >= SETTLED * max(before, now):
+            break
+        before, now = now, _seconds(stages, clock)
+    return min(before, now)
+
+
+def _repetitions(estimate: float, seconds: float) -> int:
+    """How often work of `estimate` seconds is timed, where `seconds` are asked for."""
+    filling, allowed = (int(time / max(estimate, 1e-6)) for time in (seconds, LONGER * seconds))
+    fewest = FEWEST_REPETITIONS if estimate < SLOW_SECONDS else 1
+    return min(max(filling, min(allowed, GOOD_REPETITIONS), fewest), MOST_REPETITIONS)
 
 
 def _seconds(stages: Sequence[Callable[[], object]], clock: Clock) -> float:

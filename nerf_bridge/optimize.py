@@ -37,8 +37,8 @@ from nerf_bridge.guidance import (
     step_generator,
     t_max_at,
 )
-from nerf_bridge.memory.descent import OutOfMemory, attempt, descend, give_back_unused, place
-from nerf_bridge.memory.ladder import RUNGS, parts_of
+from nerf_bridge.memory.descent import OutOfMemory, attempt, descend, give_back_unused, settle, tried
+from nerf_bridge.memory.ladder import LAST_EQUAL, RUNGS, parts_of
 from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.prior.protocol import Prior, ViewCondition
 from nerf_bridge.render import Rendering, render_in_chunks
@@ -96,7 +96,7 @@ def optimise(
     optimiser = build_optimiser(scene, config)
     progress = restore(run, scene, optimiser) or Progress()
     progress = replace(progress, rung=max(rung, progress.rung))
-    place(prior, progress.rung)
+    progress = settle(run, scene, optimiser, prior, config, progress, log)
     views = view_renderer(scene, progress.rung)
     if progress.step:
         log.append("resumed", "optimise", progress.step, config.steps)
@@ -115,7 +115,9 @@ def optimise(
             progress = after_step(run, scene, optimiser, config, progress, health, log)
             bar.update(progress.step - bar.n)
             bar.set_postfix(opacity=f"{health.opacity:.2f}", grad=f"{health.gradient_norm:.1e}", refresh=False)
-            report_step(run, scene, config, progress, health, log)
+            report_step(scene, config, progress, health, log)
+            if progress.step % config.preview_every == 0 or progress.step == config.steps:
+                progress = draw_preview(run, scene, optimiser, prior, config, progress, views, log)
             done = progress.step == config.steps
             good = progress.guard.in_a_row == 0  # bad steps in a row must not take the place of the last good state
             if done or stopped.is_set() or (good and progress.step % config.checkpoint_every == 0):
@@ -319,17 +321,45 @@ def after_step(
     return Progress(progress.step + 1, guard, empty, progress.rung)
 
 
-def report_step(
-    run: RunDirectory, scene: Scene, config: GenerateConfig, progress: Progress, health: Health, log: EventLog
-) -> None:
-    """Write an event every few steps, and a preview picture now and then."""
+def report_step(scene: Scene, config: GenerateConfig, progress: Progress, health: Health, log: EventLog) -> None:
+    """Write an event every few steps."""
     step = progress.step
     if step % PROGRESS_EVERY == 0 or step == config.steps:
         figures = asdict(health) | {"occupied": scene.occupancy.occupied_fraction}
         log.append("progress", "optimise", step, config.steps, figures)
-    if step % config.preview_every == 0 or step == config.steps:
-        save_png(run.preview_at(step), preview_image(scene, config))
-        log.append("preview", "optimise", step, config.steps)
+
+
+def draw_preview(
+    run: RunDirectory,
+    scene: Scene,
+    optimiser: SkippingAdam,
+    prior: Prior,
+    config: GenerateConfig,
+    progress: Progress,
+    views: GraphedRender,
+    log: EventLog,
+) -> Progress:
+    """Write a preview picture; where the run stands after it.
+
+    Where memory runs out, the views' graphs are given up, then the run goes one rung down, then there is no picture:
+    none is worth several rungs, nor the last one, which makes another result.
+    """
+    draw = functools.partial(preview_image, scene, config)
+    picture = tried(draw)
+    if isinstance(picture, OutOfMemory):
+        optimiser.zero_grad()  # the gradients of a step that is done
+        if views.give_up("memory ran out"):
+            give_back_unused()
+            picture = tried(draw)
+    if isinstance(picture, OutOfMemory) and progress.rung < LAST_EQUAL:
+        progress = descend(run, scene, optimiser, prior, config, progress, picture, log)
+        picture = tried(draw)
+    if isinstance(picture, OutOfMemory):
+        logger.warning("out of memory at step %d (%s): no preview picture of it", progress.step, picture.reason)
+        return progress
+    save_png(run.preview_at(progress.step), picture)
+    log.append("preview", "optimise", progress.step, config.steps)
+    return progress
 
 
 def preview_image(scene: Scene, config: GenerateConfig) -> np.ndarray:

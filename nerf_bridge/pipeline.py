@@ -23,7 +23,7 @@ from nerf_bridge.device import resolve_device
 from nerf_bridge.errors import Interrupted, RunError, UserError, where_raised
 from nerf_bridge.guidance import EncodedWords, encode_words
 from nerf_bridge.guidance.debias import prompts_by_view
-from nerf_bridge.memory.descent import place
+from nerf_bridge.memory.descent import OutOfMemory, place_or_descend
 from nerf_bridge.memory.ladder import RUNGS, is_out_of_memory, within_preset
 from nerf_bridge.memory.preflight import bound_views, plan_memory
 from nerf_bridge.mesh.export import MeshStatistics, export_mesh
@@ -93,8 +93,12 @@ def generate(
         if state.status == "finished":
             logger.info("%s is finished; nothing to do", state.run.path)
             return state.run
-        with EventLog(state.run.events) as log, failures_told(state.run, config, log):
-            story(state.run, config, log, device, backend, prior, began)
+        try:
+            with EventLog(state.run.events) as log, failures_told(state.run, config, log):
+                story(state.run, config, log, device, backend, prior, began)
+        except UserError:
+            state.take_back()  # what is asked for instead may have other settings
+            raise
         return state.run
 
 
@@ -211,8 +215,13 @@ def load_guide(config: GenerateConfig, scene: Scene, rung: int) -> Guide:
     prior = load_prior(config.prior, scene.device, config.model)
     check_views(config, prior)
     words = words_of(config, prior)  # before the networks come to the device: text encoders need the room
-    place(prior, rung)
+    place_or_descend(prior, rung, told_of_descent)
     return Guide(prior, words, config, scene)
+
+
+def told_of_descent(rung: int, lack: OutOfMemory) -> None:
+    """One line that the texture is refined on a lower rung than the run's."""
+    logger.warning("out of memory (%s); the texture is refined with: %s", lack.reason, RUNGS[rung].does)
 
 
 def make_mesh(scene: Scene, config: GenerateConfig, path: Path, metadata: dict, guide: Guide | None) -> MeshStatistics:
@@ -309,7 +318,10 @@ def failures_told(run: RunDirectory, config: GenerateConfig, log: EventLog) -> I
         raise failed(run, config, log, f"cannot read or write a file: {error}") from error
     except Exception as error:
         if is_out_of_memory(error):
-            reason = "out of memory; close other programs, or use a smaller prior, mesh.resolution or mesh.texture"
+            reason = (
+                "out of memory; close other programs, go on with a smaller --memory, "
+                "or use a smaller prior, mesh.resolution or mesh.texture"
+            )
         else:
             reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())} ({where_raised(error)})"
         raise failed(run, config, log, reason) from error

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import diffusers
 import pytest
 import torch
 
-from benchmarks import guidance, guidance_cases, guidance_models, guidance_start, guidance_steps
+from benchmarks import guidance, guidance_cases, guidance_models, guidance_start, guidance_steps, render_cases
 from benchmarks.guidance_models import FAMILIES, Build
 from benchmarks.kernel_cases import Setting
 from benchmarks.timing import Ceilings
 from nerf_bridge.errors import UserError
 
+STAGES = ("render", "encode", "predict", "backward", "optimiser")
 CPU, META = torch.device("cpu"), torch.device("meta")
 TRIAL = Setting(CPU, "torch", 32, False, Ceilings(1e10, 1e11, (1.0, 1.0)))
 
@@ -99,12 +101,38 @@ def test_the_command_times_every_case_and_writes_the_results(tmp_path, capsys):
     assert rows["unet_b2", "forward", "eager"]["floor"] > 0
     assert rows["vae_512", "both", "eager"]["peer_value"] > 0
     assert rows["vae_512", "gradient error", "eager"]["value"] < 0.01
-    for metric in ("step", "render", "encode", "predict", "backward", "optimiser"):
+    for metric in ("step", *STAGES):
         assert rows["step_64", metric, "eager"]["value"] > 0 and rows["step_64", metric, "eager, our render"]
     assert rows["step_64", "occupancy update", None]["unit"] == "ms"
+    assert rows["step_64", "step", "eager"]["repetitions"] >= 3
+    floors = {metric: rows["step_64", metric, "eager"]["floor"] for metric in STAGES}
+    assert rows["step_64", "step", "eager"]["floor"] == pytest.approx(sum(floors.values()), rel=1e-3)
+    assert 0 < rows["step_64", "visible", None]["value"] <= rows["step_64", "samples", None]["value"]
+    assert 0 < rows["step_64", "touched", None]["value"] < rows["step_64", "numbers", None]["value"]
+    assert "step_512_ball" in results["not_measured"] and "guidance_sdxl" in results["not_measured"]
+    assert not {"step_64", "guidance_flux", "start"} & set(results["not_measured"])
     assert rows["guidance_flux", "both", "eager"]["floor"] > 0 and rows["guidance_if-m", "backward", "eager"]
     assert rows["start, second run", "first step", None]["unit"] == "s"
     assert "guidance_flux" in capsys.readouterr().out
+
+
+def test_the_floors_of_a_step_are_sums_over_what_it_does():
+    counts = guidance_steps.StepCounts(samples=1000, visible=800, numbers=10_000, touched=3000)
+    floors = guidance_steps.step_floors(counts, TRIAL)
+    assert floors["step"] == pytest.approx(sum(floors[stage] for stage in STAGES))
+    render = render_cases.render_floors(TRIAL, 10_000, 3000, 800)
+    assert floors["render"] == render["forward"] and floors["backward"] > render["backward"]
+    assert floors["optimiser"] == TRIAL.floor(4 * 10_000 + 24 * 3000)
+    less = guidance_steps.step_floors(dataclasses.replace(counts, visible=0, numbers=0, touched=0), TRIAL)
+    assert floors["step"] - less["step"] == pytest.approx(render["forward"] + render["backward"] + floors["optimiser"])
+
+
+def test_the_light_reaches_only_some_of_the_samples_of_a_ball():
+    case = guidance_steps.STEP_CASES["step_512_ball"]("step_512_ball")
+    config = guidance_steps.step_config(case, TRIAL)
+    scene = guidance_steps.make_scene(case, TRIAL, config)
+    samples, visible = guidance_steps.view_counts(scene, config, guidance_steps.FIRST[512])
+    assert 0.2 * samples < visible < 0.8 * samples
 
 
 def test_without_a_gpu_the_command_says_what_to_do(monkeypatch, capsys):
@@ -131,6 +159,7 @@ def test_results_of_several_runs_are_joined():
     old["rows"] = [{"case": "a", "value": 1}, {"case": "b", "value": 2}]
     new = {"device": "d", "commit": "c", "left_out": [], "rows": [{"case": "a", "value": 3}]}
     both = guidance.joined(old, new)
+    assert both["not_measured"] == list(guidance.ROWS_OF)
     assert both["rows"] == [{"case": "a", "value": 3}, {"case": "b", "value": 2}] and both["left_out"] == [
         "b, eager: y"
     ]

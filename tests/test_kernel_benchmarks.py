@@ -19,6 +19,7 @@ from benchmarks import (
     kernel_times,
     kernels,
     nerfacc_versions,
+    render_cases,
     report,
     resources,
     timing,
@@ -89,9 +90,48 @@ def test_stages_are_timed_each_and_together():
     calls = []
     stages = [lambda: calls.append("a"), lambda: calls.append("b")]
     first, second, both = timing.time_stages(stages, timing.Clock(CPU, 1e-4, False))
-    assert calls[:4] == ["a", "b"] * 2 and len(calls) == 2 * (first.repetitions + timing.WARM_UPS + 1)
+    warm_ups = len(calls) / 2 - first.repetitions
+    assert calls[:4] == ["a", "b"] * 2 and timing.WARM_UPS <= warm_ups <= timing.MOST_WARM_UPS
     assert timing.FEWEST_REPETITIONS <= first.repetitions <= timing.MOST_REPETITIONS
     assert max(first.median, second.median) <= both.p90 and both.p10 <= both.median <= both.p90
+
+
+class Work:
+    """Takes so many seconds by a clock of its own, call after call; the last number again and again."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.now, self.calls, self.seconds = 0.0, 0, seconds
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+
+    def __call__(self):
+        self.now += self.seconds[min(self.calls, len(self.seconds) - 1)]
+        self.calls += 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "repetitions"),
+    [
+        ([60.0, 0.017], 58),  # the first call compiles
+        ([60.0, 0.5, 20.0, 0.017], 58),  # a later one records
+        ([6.0, 5.5, 0.04], 25),
+        ([60.0, 0.48], 20),  # longer than asked for, to be a median of 20
+        ([60.0, 4.0], 3),
+        ([0.001], 100),
+        ([7.0], 1),
+    ],
+)
+def test_work_is_timed_as_often_as_it_takes_when_it_has_settled(monkeypatch, seconds, repetitions):
+    work = Work(monkeypatch, seconds)
+    (timed, _) = timing.time_stages([work], timing.Clock(CPU, 1.0, False))
+    assert timed.repetitions == repetitions
+    assert timed.p10 == pytest.approx(1e3 * seconds[-1]) == timed.median == timed.p90
+    assert work.calls - repetitions <= timing.MOST_WARM_UPS
+
+
+def test_work_that_never_settles_is_timed_all_the_same(monkeypatch):
+    work = Work(monkeypatch, [0.5**k for k in range(40)])
+    (timed, _) = timing.time_stages([work], timing.Clock(CPU, 1.0, False))
+    assert timed.repetitions == timing.MOST_REPETITIONS and work.calls == timed.repetitions + timing.MOST_WARM_UPS
 
 
 def test_percentiles_are_those_of_the_repetitions():
@@ -142,6 +182,7 @@ def test_the_rows_of_a_peer_hold_its_own_spread():
     case = kernel_cases.Case("a", CPU, [kernel_cases.Version("ours", list), kernel_cases.Version("peer", list)], {}, {})
     time, memory = kernels.case_rows(case, {"ours": of(1.0), "peer": of(3.0)})
     assert (time["value"], time["p10"], time["p90"]) == (1.0, 0.9, 1.2)
+    assert time["repetitions"] == time["peer_repetitions"] == 9 and "repetitions" not in memory
     assert (time["peer_value"], time["peer_p10"], time["peer_p90"]) == (3.0, 2.7, 3.6)
     assert memory["peer_value"] == 3.0 and not {"p10", "p90", "peer_p10", "peer_p90"} & set(memory)
     assert report.cells(RESULTS | {"rows": [time]})[1] == ["a", "forward", "1 ms", "0.9 to 1.2", "", "3 (3x)"]
@@ -285,6 +326,26 @@ def test_the_report_puts_table_and_plot_into_the_page(tmp_path: Path):
     root = ElementTree.fromstring((tmp_path / "page.svg").read_text())
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"a", "b & c", "ours", "torch eager", "2,000", "floor"} <= set(words) and "ceiling" not in words
+
+
+def test_what_was_not_measured_is_named(tmp_path: Path):
+    rows = [{"case": "start, empty cache"}, {"case": "a"}]
+    assert report.not_measured(("a", "b", "start", "sta"), rows) == ["b", "sta"]
+    results = RESULTS | {"left_out": [], "not_measured": ["b", "c_512"]}
+    assert "\n\nNot measured: b, c_512." in report.block(results, "p.svg")
+    assert "Not measured: b, c_512\nwritten: x" in report.summary(results, Path("x"))
+    assert "Not measured" not in report.block(RESULTS, "p.svg")
+
+
+def test_render_floors_are_those_of_the_counts():
+    """Bytes: 2 of a touched number forward; the same and 4 of every number backward. Operations: once and thrice."""
+    bytes_lead = kernel_cases.Setting(CPU, "cpu", 1, True, timing.Ceilings(1e3, 1e30, (1.0, 1.0)))
+    expected = {"forward": 20.0, "backward": 20.0 + 400.0, "both": 40.0 + 400.0}
+    assert render_cases.render_floors(bytes_lead, 100, 10, 7) == pytest.approx(expected)
+    work_leads = kernel_cases.Setting(CPU, "cpu", 1, True, timing.Ceilings(1e30, 1e3, (1.0, 1.0)))
+    once = 7 * kernel_cases.NETWORK_FLOP
+    expected = {"forward": once, "backward": 3 * once, "both": 4 * once}
+    assert render_cases.render_floors(work_leads, 100, 10, 7) == pytest.approx(expected)
 
 
 def test_longer_times_have_longer_bars():

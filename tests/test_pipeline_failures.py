@@ -252,7 +252,7 @@ def test_memory_that_runs_out_below_the_last_rung(tmp_path, kind):
     error = {"gpu": torch.OutOfMemoryError("CUDA out of memory"), "python": MemoryError()}.get(kind)
     error = error or cpu_allocation_error()
     message = failure(tmp_path, Answers(dict.fromkeys(range(5, 5 + len(RUNGS)), error)))
-    assert "out of memory below the last rung" in message and "model.image_size" in message
+    assert "out of memory below the last rung" in message and "model.image_size" in message and "--memory" in message
     assert all(rung.does in message for rung in RUNGS[1:])
     assert "out of memory" in recorded_failure(tmp_path)
     state = load_checkpoint(tmp_path / "checkpoint")[1]
@@ -268,7 +268,8 @@ def test_memory_that_runs_out_while_the_mesh_is_made(tmp_path, monkeypatch, fini
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "export_mesh", full)
         message = failure(tmp_path, CountingOracle())
-    assert "out of memory; close other programs, or use a smaller prior, mesh.resolution or mesh.texture" in message
+    told = "out of memory; close other programs, go on with a smaller --memory, or use a smaller prior, mesh.resolution"
+    assert told in message
     goes_on(tmp_path, finished)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 import trimesh
 from tiny_run import STEPS, CountingOracle, Killed, outcome, shorten_turntable, tiny_config
 
@@ -114,3 +115,19 @@ def test_an_export_refines_on_the_runs_rung_with_views_of_its_size(tmp_path, mon
     out, _ = pipeline.export(run.path, {"refine_steps": REFINE_STEPS}, tmp_path / "a.glb")
     assert oracle.placed == ["recompute"]
     assert np.array_equal(asset(out)[1], asset(whole.asset)[1])
+
+
+def test_an_export_goes_down_the_ladder_too(plain, tmp_path, monkeypatch, caplog):
+    class Cramped(Placed):
+        def place(self, rung):
+            super().place(rung)
+            if rung.name == "whole":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+    oracle = Cramped()
+    monkeypatch.setattr(pipeline, "load_prior", lambda *_: oracle)
+    with caplog.at_level("WARNING", "nerf_bridge"):
+        pipeline.export(plain.path, {"refine_steps": 1}, tmp_path / "a.glb")
+    assert oracle.placed == ["whole", "views"]
+    told = "out of memory (CUDA out of memory); the texture is refined with: one group of views at a time"
+    assert told in caplog.text

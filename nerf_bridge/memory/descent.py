@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,9 +27,19 @@ Done = TypeVar("Done")
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """A step for which there was not enough memory, and what said so."""
+    """Work for which there was not enough memory, and what said so."""
 
     reason: str
+
+
+def tried(work: Callable[[], Done]) -> Done | OutOfMemory:
+    """What `work` gives, or that memory ran out; what it held is free by then, its error and the error's frames too."""
+    try:
+        return work()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return OutOfMemory(one_line(error))
 
 
 def attempt(step: Callable[[], Done], scene: Scene, optimiser: SkippingAdam, refreshes: bool) -> Done | OutOfMemory:
@@ -41,16 +52,12 @@ def attempt(step: Callable[[], Done], scene: Scene, optimiser: SkippingAdam, ref
         refreshes: whether the step changes the occupancy grid.
     """
     before = {name: value.clone() for name, value in scene.occupancy.state_dict().items()} if refreshes else None
-    try:
-        return step()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        lack = OutOfMemory(one_line(error))
-    optimiser.zero_grad()  # only here, with the error and the frames that it holds gone, is their memory free
-    if before is not None:
-        scene.occupancy.load_state_dict(before)
-    return lack
+    done = tried(step)
+    if isinstance(done, OutOfMemory):
+        optimiser.zero_grad()
+        if before is not None:
+            scene.occupancy.load_state_dict(before)
+    return done
 
 
 def descend(
@@ -63,15 +70,61 @@ def descend(
     lack: OutOfMemory,
     log: EventLog,
 ) -> Progress:
-    """One rung down the memory ladder, told and kept in the checkpoint. Raises RunError below the last rung."""
-    progress = replace(progress, rung=rung_below(progress.rung, lack.reason))
-    rung = RUNGS[progress.rung]
-    logger.warning("out of memory at step %d (%s); from here on: %s", progress.step, lack.reason, rung.does)
-    log.append("memory", "optimise", progress.step, config.steps, {"rung": rung.name, "reason": lack.reason})
-    place(prior, progress.rung)
-    if progress.guard.in_a_row == 0:  # bad steps in a row must not take the place of the last good state
+    """One rung down the memory ladder, or to the first one below where the prior has room; told, and kept in the
+    checkpoint. Raises RunError below the last rung."""
+    below = rung_below(progress.rung, lack.reason)
+    tell_descent(config, progress.step, log, below, lack)
+    return settle(run, scene, optimiser, prior, config, replace(progress, rung=below), log, keeps=True)
+
+
+def settle(
+    run: RunDirectory,
+    scene: Scene,
+    optimiser: SkippingAdam,
+    prior: Prior,
+    config: GenerateConfig,
+    progress: Progress,
+    log: EventLog,
+    keeps: bool = False,
+) -> Progress:
+    """Place the prior on the rung of `progress` or, where memory runs out, on the first one below that has room.
+
+    Args:
+        keeps: keep the rung in the checkpoint even where the prior had room at once.
+
+    Raises:
+        RunError: there is no room on the last rung.
+    """
+    rung = place_or_descend(prior, progress.rung, functools.partial(tell_descent, config, progress.step, log))
+    changed, progress = rung != progress.rung, replace(progress, rung=rung)
+    if (changed or keeps) and progress.guard.in_a_row == 0:  # bad steps in a row must not replace the last good state
         save(run, scene, optimiser, config, progress)
     return progress
+
+
+def tell_descent(config: GenerateConfig, step: int, log: EventLog, rung: int, lack: OutOfMemory) -> None:
+    """Tell, in one line and as an event, that the run goes on at `step` on `rung`."""
+    logger.warning("out of memory at step %d (%s); from here on: %s", step, lack.reason, RUNGS[rung].does)
+    log.append("memory", "optimise", step, config.steps, {"rung": RUNGS[rung].name, "reason": lack.reason})
+
+
+def place_or_descend(prior: Prior, rung: int, on_descent: Callable[[int, OutOfMemory], None]) -> int:
+    """Place the prior on `rung` or, where memory runs out, on the first one below that has room.
+
+    Args:
+        on_descent: is told each rung further down, and why.
+
+    Returns:
+        The rung where the prior is.
+
+    Raises:
+        RunError: there is no room on the last rung.
+    """
+    while isinstance(lack := tried(functools.partial(place, prior, rung)), OutOfMemory):
+        give_back_unused()
+        rung = rung_below(rung, lack.reason)
+        on_descent(rung, lack)
+    return rung
 
 
 def place(prior: Prior, rung: int) -> None:

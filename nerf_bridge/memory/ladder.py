@@ -80,6 +80,9 @@ PRESETS: tuple[Preset, ...] = (
 )
 
 
+LAST_EQUAL = max(i for i, rung in enumerate(RUNGS) if rung.image_divisor == 1)  # below it the result is another one
+
+
 def find_preset(name: str) -> Preset | None:
     """The preset called `name`; None for "auto"."""
     return next((preset for preset in PRESETS if preset.name == name), None)
@@ -112,7 +115,10 @@ def rung_below(rung: int, reason: str) -> int:
     if rung + 1 < len(RUNGS):
         return rung + 1
     tried = "; ".join(below.does for below in RUNGS[1:])
-    raise RunError(f"out of memory below the last rung of the memory ladder (tried: {tried}): {reason}; {LAST_RESORT}")
+    raise RunError(
+        f"out of memory below the last rung of the memory ladder (tried: {tried}): {reason}; "
+        f"go on with a smaller --memory, whose views are smaller, or {LAST_RESORT}"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

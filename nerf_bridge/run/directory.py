@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -106,11 +107,27 @@ class RunState:
         run: the run directory.
         status: `fresh`: start at step 0; `resume`: go on from the checkpoint; `finished`: nothing to do.
         lock: the open lock file; None for a finished run.
+        new: whether the folder was not there before.
     """
 
     run: RunDirectory
     status: Status
     lock: IO[bytes] | None
+    new: bool = False
+
+    def take_back(self) -> None:
+        """Remove what a run has written that was refused before its first step; one with any result is left alone."""
+        run = self.run
+        begun = {run.config.name, run.record.name, run.events.name, run.previews.name}
+        with suppress(OSError):  # must not hide why the run was refused
+            if any(child.name not in begun and not _is_ours(child) for child in run.path.iterdir()):
+                return
+            run.previews.rmdir()  # first, since it fails where there is a picture
+            for path in (run.record, run.events, run.config):
+                path.unlink(missing_ok=True)
+            if self.new:
+                run.lock.unlink(missing_ok=True)
+                run.path.rmdir()
 
     def close(self) -> None:
         """Give the lock back."""
@@ -173,7 +190,7 @@ def open_run(path: Path, config: GenerateConfig) -> RunState:
         return RunState(run, "finished", None)
     new = not run.path.exists()
     try:
-        return _prepare(run, config)
+        return _prepare(run, config, new)
     except OSError as error:
         if new:
             _remove_empty(run)
@@ -213,7 +230,7 @@ def is_finished(run: RunDirectory) -> bool:
     return read_record(run).get("state") == "done" and all(path.is_file() and path.stat().st_size for path in results)
 
 
-def _prepare(run: RunDirectory, config: GenerateConfig) -> RunState:
+def _prepare(run: RunDirectory, config: GenerateConfig, new: bool) -> RunState:
     run.path.mkdir(parents=True, exist_ok=True)
     lock = take_lock(run.lock)
     try:
@@ -225,7 +242,7 @@ def _prepare(run: RunDirectory, config: GenerateConfig) -> RunState:
     except BaseException:
         lock.close()
         raise
-    return RunState(run, status, lock)
+    return RunState(run, status, lock, new)
 
 
 def _is_ours(path: Path) -> bool:

@@ -8,6 +8,7 @@ import torch
 from tiny_run import STEPS, CountingOracle, Killed, outcome, shorten_turntable, steps_of, tiny_config
 
 from nerf_bridge import optimize, pipeline
+from nerf_bridge.errors import RunError
 from nerf_bridge.graphed_render import GraphedRender
 from nerf_bridge.guidance import encode_words
 from nerf_bridge.memory import ladder
@@ -153,6 +154,96 @@ def test_after_memory_ran_out_nothing_of_the_step_is_held():
 
     assert attempt(step, scene, optimiser, refreshes=True) == OutOfMemory(str(FULL))
     assert same(before, scene_tensors(scene, optimiser)) and scene.field.table.grad is None
+
+
+class Cramped(Full):
+    """Has no memory to be placed on some rungs (by name)."""
+
+    def __init__(self, too_large, lacks=()):
+        super().__init__(lacks)
+        self.too_large = too_large
+
+    def place(self, rung):
+        super().place(rung)
+        if rung.name in self.too_large:
+            raise FULL
+
+
+def test_the_first_placing_goes_down_until_there_is_room(tmp_path, caplog):
+    prior = Cramped({"whole", "views"})
+    with caplog.at_level("WARNING", "nerf_bridge"):
+        progress, tensors = run_loop(tmp_path, prior)
+    assert progress == Progress(STEPS, rung=2) and prior.placed == ["whole", "views", "recompute"]
+    assert rungs_told(tmp_path) == [(0, "views"), (0, "recompute")]
+    assert caplog.text.count("out of memory at step 0 (CUDA out of memory. Tried to allocate 2.00 GiB)") == 2
+    assert same(tensors, by_hand([2] * STEPS))
+
+
+def test_the_rung_of_the_first_placing_is_kept_before_the_first_step(tmp_path):
+    with pytest.raises(Killed):
+        run_loop(tmp_path, type("Dies", (Cramped,), {"at_step": lambda *_: (_ for _ in ()).throw(Killed)})({"whole"}))
+    state = load_checkpoint(tmp_path / "checkpoint")[1]
+    assert (state["step"], state["rung"]) == (0, 1)
+
+
+def test_a_step_down_whose_placing_finds_no_room_goes_further(tmp_path):
+    prior = Cramped({"views"}, lacks={3})
+    progress, tensors = run_loop(tmp_path, prior)
+    assert progress.rung == 2 and prior.placed == ["whole", "views", "recompute"]
+    assert rungs_told(tmp_path) == [(2, "views"), (2, "recompute")]
+    assert same(tensors, by_hand([0, 0, 2, 2, 2, 2]))
+
+
+def test_where_nothing_can_be_placed_the_run_ends_with_what_helps(tmp_path):
+    with pytest.raises(RunError, match=r"below the last rung .* go on with a smaller --memory"):
+        run_loop(tmp_path, Cramped({rung.name for rung in RUNGS}))
+
+
+def short_of_memory_for_pictures(monkeypatch, fails):
+    """Previews find no memory as often as `fails` says, one after the other."""
+    real, left = optimize.preview_image, [fails]
+
+    def draw(*arguments):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise FULL
+        return real(*arguments)
+
+    monkeypatch.setattr(optimize, "preview_image", draw)
+
+
+def test_a_picture_without_memory_takes_the_run_one_rung_down(tmp_path, monkeypatch):
+    short_of_memory_for_pictures(monkeypatch, 1)
+    progress, tensors = run_loop(tmp_path, Full())
+    assert progress.rung == 1 and rungs_told(tmp_path) == [(3, "views")]
+    assert steps_of(tmp_path, "preview") == [3, STEPS] and len(list((tmp_path / "previews").iterdir())) == 2
+    assert same(tensors, by_hand([0, 0, 0, 1, 1, 1]))
+
+
+def test_a_picture_gives_the_views_graphs_up_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(optimize, "view_renderer", lambda scene, rung: GraphsThat(scene, [True]))
+    short_of_memory_for_pictures(monkeypatch, 1)
+    assert run_loop(tmp_path, Full())[0].rung == 0
+    assert steps_of(tmp_path, "preview") == [3, STEPS] and rungs_told(tmp_path) == []
+
+
+@pytest.mark.parametrize(("rung", "ends"), [(4, 4), (5, 5), (0, 2)])
+def test_without_memory_for_any_picture_the_run_goes_on_without(tmp_path, monkeypatch, caplog, rung, ends):
+    """A picture costs one rung at most, and is never worth the last one, which makes another result."""
+    short_of_memory_for_pictures(monkeypatch, 100)
+    with caplog.at_level("WARNING", "nerf_bridge"):
+        progress, _ = run_loop(tmp_path, AnySize(), rung)
+    assert progress == Progress(STEPS, rung=ends) and steps_of(tmp_path, "preview") == []
+    assert caplog.text.count("no preview picture of it") == 2
+
+
+def test_a_whole_run_without_memory_for_placing_and_pictures_makes_its_asset(tmp_path, monkeypatch):
+    shorten_turntable(monkeypatch)
+    short_of_memory_for_pictures(monkeypatch, 100)
+    run = pipeline.generate(tiny_config(), tmp_path / "run", Cramped({"whole"}))
+    record = read_record(run)
+    assert record["state"] == "done" and record["memory"]["rung"] == "prompts"
+    assert run.asset.is_file() and run.report.is_file()
 
 
 def test_other_errors_go_through():

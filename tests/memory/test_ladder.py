@@ -76,7 +76,7 @@ def test_parts_are_all_views_or_whole_groups():
 def test_below_the_last_rung_it_says_what_was_tried():
     assert [rung_below(i, "full") for i in range(len(RUNGS) - 1)] == list(range(1, len(RUNGS)))
     with pytest.raises(
-        RunError, match=r"\(tried: .*one group of views.*half the size.*\): CUDA is full; use a smaller"
+        RunError, match=r"\(tried: .*one group of views.*half the size.*\): CUDA is full; go on with a smaller --memory"
     ):
         rung_below(len(RUNGS) - 1, "CUDA is full")
 

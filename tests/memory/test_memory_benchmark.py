@@ -16,6 +16,7 @@ def test_a_dry_run_on_the_cpu(tmp_path, monkeypatch, capsys):
     words = ["--device", "cpu", "--shrink", "32", "--steps", "2", "--cases", "8gb_256", "rung_stream_512"]
     assert memory.main([*words, "--out", str(out)]) == 0
     results = json.loads(out.read_text())
+    assert set(results["not_measured"]) == set(memory.CASES) - {"8gb_256", "rung_stream_512"}
     assert results["left_out"] == [] and {"device", "commit", "date", "versions", "rows"} <= results.keys()
     found = {(row["case"], row["metric"]): row["value"] for row in results["rows"]}
     assert found["8gb_256", "rung at the start"] == found["8gb_256", "rung at the end"] == 2

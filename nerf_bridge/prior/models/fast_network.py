@@ -106,6 +106,8 @@ class FastNetwork:
 
     def released(self) -> nn.Module:
         """The network itself, free to be moved: nothing is recorded of it any more, and no thread compiles it."""
+        if any(job.thread.is_alive() for job in self.jobs.values()):
+            logger.info("waiting for torch.compile before the prior's network is moved; that may take a minute")
         for job in self.jobs.values():
             job.thread.join()
         self.forget()
@@ -146,8 +148,8 @@ class FastNetwork:
             with torch.compiler.set_stance("fail_on_recompile"):
                 swapped = self._recorded(self.compiled, leaves, spec, compiled=True)
         except RuntimeError as error:  # there is no memory for both, or what was compiled does not hold any more
-            job.error = error
-            logger.warning("the compiled network cannot be recorded, the plain one goes on: %s", one_line(error))
+            job.error = one_line(error)
+            logger.warning("the compiled network cannot be recorded, the plain one goes on: %s", job.error)
             return plain
         logger.info("the prior's network is compiled from now on (%.0f s beside the steps)", job.seconds)
         self.recordings[key] = swapped
@@ -178,12 +180,12 @@ class CompileJob:
     """Compiles a network for one kind of call in a thread of its own.
 
     Attributes:
-        error: why it failed, or None.
+        error: why there is nothing compiled, in one line, or None. Not the exception, whose frames hold the tensors.
         seconds: that it took.
     """
 
     def __init__(self, compiled: Any, args: Any, kwargs: Any):
-        self.error: Exception | None = None
+        self.error: str | None = "torch.compile did not come to its end"
         self.seconds = 0.0
         self.thread = threading.Thread(target=self._run, args=(compiled, args, kwargs), name="compile")
         self.thread.start()
@@ -198,9 +200,10 @@ class CompileJob:
         began = time.perf_counter()
         try:
             warm_up(lambda: compiled(*args, **kwargs))
-        except Exception as error:  # a compiler fails in many ways, and none of them must end the run
-            self.error = error
-            logger.warning("torch.compile failed, the plain network goes on: %s", one_line(error))
+            self.error = None
+        except (Exception, SystemExit) as error:  # a compiler fails in many ways, and none of them must end the run
+            self.error = one_line(error) if isinstance(error, Exception) else f"it exited with status {error.code}"
+            logger.warning("torch.compile failed, the plain network goes on: %s", self.error)
         self.seconds = time.perf_counter() - began
 
 

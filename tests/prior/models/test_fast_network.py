@@ -3,9 +3,11 @@
 Without a GPU the recorder is a stand-in that does the work again at every replay.
 """
 
+import gc
 import logging
 import os
 import threading
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +121,55 @@ def test_a_compiler_that_fails_leaves_the_plain_network(unet, caplog):
         torch.compiler.reset()
 
 
+def test_a_compiler_that_fails_leaves_no_tensor_behind(unet):
+    """The exception's frames would hold what the compiler had made, for as long as the network lives."""
+    held = []
+
+    def broken(graph, inputs):
+        large = torch.zeros(10)
+        held.append(weakref.ref(large))
+        raise RuntimeError("CUDA out of memory")
+
+    fast = FastNetwork(unet, "auto", backend=broken)
+    call(fast)
+    wait(fast)
+    gc.collect()
+    (job,) = fast.jobs.values()
+    assert "out of memory" in job.error and held and held[0]() is None
+
+
+def test_a_recording_that_fails_leaves_no_tensor_behind(unet, monkeypatch):
+    held = []
+
+    def full(*_):
+        large = torch.zeros(10)
+        held.append(weakref.ref(large))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    fast = FastNetwork(unet, "auto", backend="eager")
+    call(fast)
+    wait(fast)
+    monkeypatch.setattr(fast_network, "record_function", full)
+    call(fast)
+    gc.collect()
+    (job,) = fast.jobs.values()
+    assert job.error == "CUDA out of memory" and held[0]() is None
+
+
+@pytest.mark.parametrize("end", [SystemExit(3), GeneratorExit()])
+def test_a_compilers_thread_that_ends_early_has_not_succeeded(end, monkeypatch, caplog):
+    def leave(work):
+        raise end
+
+    monkeypatch.setattr(fast_network, "warm_up", leave)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    job = fast_network.CompileJob(None, (), {})
+    job.thread.join(60)
+    assert not job.succeeded() and job.error
+    if isinstance(end, SystemExit):
+        assert "torch.compile failed, the plain network goes on: it exited with status 3" in caplog.text
+
+
 def test_what_would_compile_anew_when_it_is_recorded_is_given_up(unet, caplog):
     fast = FastNetwork(unet, "auto", backend="eager")
     expected = call(fast)
@@ -189,12 +240,40 @@ def test_old_recordings_make_room():
     assert len(fast.recordings) == fast_network.MOST_RECORDINGS
 
 
-def test_it_forgets_its_recordings_and_gives_the_network_back(unet):
+def test_who_waits_for_the_compiler_to_move_the_network_is_told(unet, caplog):
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(graph, inputs):
+        started.set()
+        go_on.wait(30)
+        return graph
+
+    class Watch(logging.Handler):
+        def emit(self, record):
+            go_on.set()  # only the line lets the compiler go on
+
+    fast = FastNetwork(unet, "auto", backend=slow)
+    call(fast)
+    assert started.wait(30)
+    watch = Watch()
+    fast_network.logger.addHandler(watch)
+    try:
+        with caplog.at_level(logging.INFO):
+            assert fast.released() is unet
+    finally:
+        fast_network.logger.removeHandler(watch)
+    assert caplog.text.count("waiting for torch.compile before the prior's network is moved") == 1
+
+
+def test_it_forgets_its_recordings_and_gives_the_network_back(unet, caplog):
     fast = FastNetwork(unet, "auto", backend="eager")
     expected = call(fast)
     fast.forget()
     assert not fast.recordings and torch.equal(call(fast), expected)
-    assert fast.released() is unet and not fast.recordings
+    wait(fast)
+    with caplog.at_level(logging.INFO):
+        assert fast.released() is unet and not fast.recordings
+    assert "waiting for torch.compile" not in caplog.text
     assert not any(job.thread.is_alive() for job in fast.jobs.values())
 
 
