@@ -168,7 +168,7 @@ def test_the_last_rung_shows_the_prior_smaller_images(tiny_model, tmp_path):
 def test_what_was_recorded_is_forgotten_on_another_rung_and_a_streamed_network_is_plain(
     tiny_model, tmp_path, monkeypatch
 ):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     prior = load(tiny_model("sd-epsilon"), tmp_path, image_size=16)
     place(prior, 0)
     plain = prior.denoiser.network

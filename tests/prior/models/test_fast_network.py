@@ -31,7 +31,7 @@ class Graph:
 
 
 @pytest.fixture(autouse=True)
-def recorder_on_cpu(monkeypatch):
+def recorder_on_cpu(monkeypatch, tmp_path):
     def record(work):
         answer = torch.utils._pytree.tree_map(torch.clone, work())
         return Graph(work, answer), answer
@@ -39,7 +39,7 @@ def recorder_on_cpu(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "record", record)
     monkeypatch.setattr(cuda_graphs, "warm_up", lambda work, times: work())
     monkeypatch.setattr(fast_network, "warm_up", lambda work: work())
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
     torch.compiler.reset()
 
 
