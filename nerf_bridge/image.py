@@ -25,8 +25,7 @@ from nerf_bridge.guidance import (
 )
 from nerf_bridge.image_config import ImageConfig, build_image_config
 from nerf_bridge.prior import Prior, ViewCondition, check_prior_name, load_prior
-from nerf_bridge.prior.designs import with_design
-from nerf_bridge.prior.protocol import DesigningPrior
+from nerf_bridge.prior.designs import designs_of, with_design
 from nerf_bridge.run.directory import slug
 from nerf_bridge.run.files import write_json
 from nerf_bridge.run.preview import save_png
@@ -80,8 +79,7 @@ def optimise_image(config: ImageConfig, prior: Prior, device: torch.device) -> T
     """
     one_view = prior.knows_cameras and prior.view_group == 1  # others take a single image as one without a camera
     condition = view_condition(config.view, device) if one_view else None
-    designs = prior.designs if isinstance(prior, DesigningPrior) else 0
-    prompt = with_design(config.prompt, designs, config.model.design or 0, config.seed)
+    prompt = with_design(config.prompt, designs_of(prior), config.model.design or 0, config.seed)
     words = encode_words(prior, prompt, config.guidance, views_known=condition is not None)
     x = _start(config, prior, device).requires_grad_()
     optimiser = torch.optim.AdamW(

@@ -119,8 +119,7 @@ def optimise(
             if progress.step % config.preview_every == 0 or progress.step == config.steps:
                 progress = draw_preview(run, scene, optimiser, prior, config, progress, views, log)
             done = progress.step == config.steps
-            good = progress.guard.in_a_row == 0  # bad steps in a row must not take the place of the last good state
-            if done or stopped.is_set() or (good and progress.step % config.checkpoint_every == 0):
+            if done or stopped.is_set() or (progress.guard.good and progress.step % config.checkpoint_every == 0):
                 save(run, scene, optimiser, config, progress)
                 log.append("checkpoint", "optimise", progress.step, config.steps)
             if stopped.is_set():

@@ -35,8 +35,7 @@ from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.ops.memory import keep_freed_memory
 from nerf_bridge.optimize import optimise
 from nerf_bridge.prior import Prior, check_prior_name, find_prior, load_prior
-from nerf_bridge.prior.designs import with_design
-from nerf_bridge.prior.protocol import DesigningPrior
+from nerf_bridge.prior.designs import designs_of, with_design
 from nerf_bridge.run.checkpoint import has_checkpoint
 from nerf_bridge.run.directory import (
     RunDirectory,
@@ -150,8 +149,7 @@ def story(
 def words_of(config: GenerateConfig, prior: Prior) -> EncodedWords:
     """The prompts of a run, encoded by its prior."""
     view_prompts = prompts_by_view(config.prompt, config.guidance, config.model.offline)
-    designs = prior.designs if isinstance(prior, DesigningPrior) else 0
-    prompt = with_design(config.prompt, designs, config.model.design, config.seed)
+    prompt = with_design(config.prompt, designs_of(prior), config.model.design, config.seed)
     return encode_words(prior, prompt, config.guidance, view_prompts=view_prompts)
 
 

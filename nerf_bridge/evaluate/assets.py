@@ -129,8 +129,8 @@ def measure_asset(run: RunDirectory, request: Request, judge: Judge, imagenet: I
     truths = [true_views(request, cameras, lot) for lot in range(min(MOST_MODELS, len(request.models)))]
     alike = max(truths, key=lambda true: silhouette_agreement(true.solid(), views.solid()))
     own, of_truth = imagenet_hits(views, truths, request.noun, imagenet)
-    insides = ([views.inside()], [true.inside() for true in truths])
-    obeyed = judge_beside_truth(*insides, asked_colours(request.prompt))
+    asked = asked_colours(request.prompt)
+    obeyed = judge_beside_truth([views.inside()], [true.inside() for true in truths], asked)
     return AssetResult(
         prompt=request.prompt,
         noun=request.noun,

@@ -97,7 +97,7 @@ def settle(
     """
     rung = place_or_descend(prior, progress.rung, functools.partial(tell_descent, config, progress.step, log))
     changed, progress = rung != progress.rung, replace(progress, rung=rung)
-    if (changed or keeps) and progress.guard.in_a_row == 0:  # bad steps in a row must not replace the last good state
+    if (changed or keeps) and progress.guard.good:
         save(run, scene, optimiser, config, progress)
     return progress
 

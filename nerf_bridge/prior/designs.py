@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.errors import UserError
+from nerf_bridge.prior.protocol import DesigningPrior, Prior
 
 DESIGNS = 32
 SIZE = 0.6  # of each number of a vector; those of words are 0.4 on average
@@ -50,6 +51,11 @@ def split_design(prompt: str) -> tuple[str, int]:
     if not 1 <= design <= DESIGNS:
         raise UserError(f"{prompt!r}: there are designs 1 to {DESIGNS}, none is {design}")
     return PHRASE.sub("", prompt, count=1), design
+
+
+def designs_of(prior: Prior) -> int:
+    """How many designs of a noun `prior` knows; 0 for a prior that is told none."""
+    return prior.designs if isinstance(prior, DesigningPrior) else 0
 
 
 def with_design(prompt: str, designs: int, wanted: int | None, seed: int) -> str:

@@ -40,6 +40,11 @@ class StepGuard:
     restores: int = 0
     rate: float = 1.0
 
+    @property
+    def good(self) -> bool:
+        """Whether this is a state to keep: bad steps in a row must not take the place of the last good one."""
+        return self.in_a_row == 0
+
 
 def judge_step(guard: StepGuard, finite: bool) -> tuple[StepGuard, Action]:
     """Decide about a step whose gradients are known.

@@ -106,12 +106,16 @@ class FastNetwork:
 
     def released(self) -> nn.Module:
         """The network itself, free to be moved: nothing is recorded of it any more, and no thread compiles it."""
-        if any(job.thread.is_alive() for job in self.jobs.values()):
+        if self._compiles():
             logger.info("waiting for torch.compile before the prior's network is moved; that may take a minute")
         for job in self.jobs.values():
             job.thread.join()
         self.forget()
         return self.network
+
+    def _compiles(self) -> bool:
+        """Whether some kind of call is being compiled now."""
+        return any(job.thread.is_alive() for job in self.jobs.values())
 
     def _first(self, key: Key, leaves: list[Any], spec: TreeSpec) -> Answering | None:
         """The plain network's recording, or under "on" the compiled one's; the plain one is compiled from now on.
@@ -135,14 +139,14 @@ class FastNetwork:
 
     def _start(self, key: Key, leaves: list[Any], spec: TreeSpec) -> None:
         """Compile for this kind of call, once; when another is being compiled, at a later call."""
-        if key not in self.jobs and not any(job.thread.is_alive() for job in self.jobs.values()):
+        if key not in self.jobs and not self._compiles():
             self.jobs[key] = CompileJob(self.compiled, *tree_unflatten(_copied(leaves), spec))
 
     def _swapped(self, key: Key, plain: Answering, leaves: list[Any], spec: TreeSpec) -> Answering:
         """The compiled network's recording as soon as there is one, till then the plain one's."""
         self._start(key, leaves, spec)
         job = self.jobs.get(key)
-        if job is None or not job.succeeded() or any(other.thread.is_alive() for other in self.jobs.values()):
+        if job is None or not job.succeeded() or self._compiles():
             return plain
         try:
             with torch.compiler.set_stance("fail_on_recompile"):
