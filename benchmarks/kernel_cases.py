@@ -30,10 +30,10 @@ from benchmarks.torch_twins import Network, network_compiled, network_torch, ran
 from nerf_bridge.ops import peers
 from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.ops.composite import composite, composite_torch
+from nerf_bridge.ops.decoder import decode
 from nerf_bridge.ops.grid_mlp import can_run, grid_mlp
 from nerf_bridge.ops.hash_encoding import hash_encode
 from nerf_bridge.ops.march import march_rays, march_rays_torch
-from nerf_bridge.scene.decoder import decode
 from nerf_bridge.scene.rays import Rays, camera_rays
 
 N_INPUTS = GRID.n_levels * GRID.n_features

@@ -87,6 +87,8 @@ def render(
     behind = _per_ray(background, height, width)
     arguments = (field, occupied, rays, behind, step_size, backend, shading, light, jitter, with_normals)
     if samples_at_once is None:
+        if capacity is not None and len(rays) == 0:
+            capacity = 0  # spare rows belong to ray 0, and there is none
         flat = _render_rays(*arguments, capacity)
     else:
         flat = _render_in_parts(*arguments, samples_at_once)

@@ -227,6 +227,8 @@ def test_seconds_add_up_over_interruptions(tmp_path):
     record = read_record(RunDirectory(tmp_path))
     assert record["state"] == "done" and "reason" not in record
     assert all(record["seconds"][stage] > first[stage] for stage in first)
+    to_asset = sum(record["seconds"][stage] for stage in ("start", "prior", "optimise", "mesh"))
+    assert record["seconds_to_asset"] == pytest.approx(to_asset, abs=0.01)
 
 
 def test_the_same_seed_gives_the_same_asset_and_another_another(finished, tmp_path):

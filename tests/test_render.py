@@ -11,6 +11,7 @@ from nerf_bridge.render import Rendering, render, render_in_chunks
 from nerf_bridge.scene.cameras import Cameras, orbit_cameras, turntable_cameras
 from nerf_bridge.scene.field import HashGridField
 from nerf_bridge.scene.rays import camera_rays
+from nerf_bridge.scene.shading import Shading
 
 FOVY = math.radians(40)
 FULL = torch.ones(16, 16, 16, dtype=torch.bool)
@@ -66,6 +67,16 @@ def test_even_ball_has_the_opacity_and_depth_of_the_integral(sigma: float) -> No
     assert (picture.opacity.view(-1) - opacity).abs().max() < sigma * step * 1.5
     assert (picture.depth.view(-1) - depth).abs().max() < sigma * step * 5
     assert (picture.opacity.view(-1)[half == 0] == 0).all() and 0.2 < (half > 0).float().mean() < 0.8
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("shading", ["albedo", "lambertian"])
+@pytest.mark.parametrize("capacity", [None, 64])
+def test_no_views_are_an_empty_rendering(backend: str, shading: Shading, capacity: int | None) -> None:
+    field, nothing = small_field(backend), front()[:0]
+    picture = render(field, FULL, nothing, 8, torch.zeros(0, 3), 1 / 32, backend, shading, capacity=capacity)
+    assert picture.color.shape == (0, 8, 8, 3) and picture.opacity.shape == (0, 8, 8) and picture.n_samples == 0
+    picture.color.sum().backward()
 
 
 def test_opaque_ball_has_the_surface_and_normals_of_a_sphere() -> None:

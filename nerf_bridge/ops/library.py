@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf_bridge.ops import composite, field_composite, grid_mlp, hash_encoding, march, rays
+from nerf_bridge.ops import composite, decoder, field_composite, grid_mlp, hash_encoding, march, rays
 from nerf_bridge.ops.hash_encoding import HashGridSpec
-from nerf_bridge.scene import decoder
 
 NAMESPACE = "nerf_bridge"
 KERNELS = torch.ops.nerf_bridge

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from nerf_bridge.config import FieldConfig
+from nerf_bridge.ops.decoder import decode
 from nerf_bridge.ops.field_composite import DensityActivation
 from nerf_bridge.ops.grid_mlp import can_run, grid_mlp
 from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode, hash_encode_point_gradient
-from nerf_bridge.scene.decoder import decode
 
 TABLE_INIT = 1e-4  # half-width of the uniform distribution of the table's entries at the start (Mueller et al. 2022)
 BOX_SLACK = 1e-5  # a midpoint on the box's face may land this far outside by rounding

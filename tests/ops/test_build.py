@@ -292,7 +292,7 @@ def test_kernels_work_without_the_compilers_optimisation(tmp_path):
     compiler.chmod(0o755)
     program = (
         "import torch\n"
-        "from nerf_bridge.scene.decoder import decode\n"
+        "from nerf_bridge.ops.decoder import decode\n"
         "shapes = ((101, 24), (32, 24), (32,), (4, 32), (4,))\n"
         "values = [torch.ones(shape, requires_grad=True) for shape in shapes]\n"
         "out = decode(*values, 'cpu')\n"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.ops.composite import composite
+from nerf_bridge.ops.decoder import decode
 from nerf_bridge.ops.field_composite import DensityActivation, field_composite
 from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode, hash_encode_point_gradient
 from nerf_bridge.ops.march import Samples, march_rays
-from nerf_bridge.scene.decoder import decode
 
 BACKENDS = ["torch", pytest.param("cpu", marks=pytest.mark.compiler), pytest.param("cuda", marks=pytest.mark.cuda)]
 SPEC = HashGridSpec(n_levels=3, n_features=2, log2_table_size=8, base_resolution=2, finest_resolution=16)

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from nerf_bridge.config import FieldConfig
 from nerf_bridge.ops.composite import composite
+from nerf_bridge.ops.decoder import decode
 from nerf_bridge.ops.field_composite import DensityActivation, field_composite
 from nerf_bridge.ops.grid_mlp import grid_mlp
 from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode
 from nerf_bridge.ops.march import Samples, march_rays
 from nerf_bridge.render import render
 from nerf_bridge.scene.cameras import Cameras, turntable_cameras
-from nerf_bridge.scene.decoder import decode
 from nerf_bridge.scene.field import HashGridField
 
 pytestmark = pytest.mark.cuda

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from nerf_bridge.scene import decoder
-from nerf_bridge.scene.decoder import decode
+from nerf_bridge.ops import decoder
+from nerf_bridge.ops.decoder import decode
 
 
 def inputs(n: int, dtype: torch.dtype = torch.float64, width: int = 5, n_inputs: int = 6) -> list[torch.Tensor]:
