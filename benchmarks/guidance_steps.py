@@ -43,6 +43,7 @@ from nerf_bridge.guidance import (
     guidance_gradient,
     stage_at,
     t_max_at,
+    t_min_at,
 )
 from nerf_bridge.ops.march import march_rays
 from nerf_bridge.optimize import regularisers, render_views, training_step, update_occupancy, view_renderer
@@ -240,7 +241,8 @@ class Stages:
     def predict(self) -> None:
         """Noise, the prior's answers and the gradient that they make."""
         config, step, device = self.of.config, self.step, self.of.scene.device
-        t = draw_times(config.seed, step, len(self.x), config.guidance.t_min, t_max_at(step, STEPS, config.guidance))
+        t_min, t_max = (at(step, STEPS, config.guidance) for at in (t_min_at, t_max_at))
+        t = draw_times(config.seed, step, len(self.x), t_min, t_max)
         noise = draw_noise(config.seed, step, tuple(self.x.shape)).to(device)
         stage = stage_at(step, STEPS, config.guidance.bridge_from)
         self.grad_x = guidance_gradient(

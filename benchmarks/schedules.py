@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nerf_bridge.config import GenerateConfig, build_config
-from nerf_bridge.guidance import is_refreshed_at, ramp_at, rate_at, size_at, stage_at, t_max_at
+from nerf_bridge.guidance import is_refreshed_at, ramp_at, rate_at, size_at, stage_at, t_max_at, t_min_at
 from nerf_bridge.options import presets
 from nerf_bridge.paths import config_path
 from nerf_bridge.run.files import write_text
@@ -36,11 +36,11 @@ class Curve:
 
     Attributes:
         values: by step, at evenly spaced steps from the first to the last.
-        floor: the lower edge of a band; None for a line.
+        floor: the lower edge of a band at the same steps; None for a line.
     """
 
     values: tuple[float, ...]
-    floor: float | None = None
+    floor: tuple[float, ...] | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,7 +72,8 @@ def sampled_steps(steps: int) -> list[int]:
 def noise_times(config: GenerateConfig) -> Curve:
     """The band that noise times are drawn from."""
     at = [t_max_at(step, config.steps, config.guidance) for step in sampled_steps(config.steps)]
-    return Curve(tuple(at), config.guidance.t_min)
+    least = [t_min_at(step, config.steps, config.guidance) for step in sampled_steps(config.steps)]
+    return Curve(tuple(at), tuple(least))
 
 
 def sizes(config: GenerateConfig) -> Curve:
@@ -138,11 +139,13 @@ def cell(config: GenerateConfig, curve: Curve, top: float | None, x: int, y: int
         begin = x + second[0] * across
         parts.append(f'<rect x="{begin:.1f}" y="{y}" width="{x + CELL - begin:.1f}" height="{HEIGHT}" fill="#f2e7d5"/>')
     if curve.floor is not None:
-        base = y + HEIGHT * (1 - curve.floor / high)
-        parts.append(f'<polygon points="{x},{base:.1f} {" ".join(line)} {x + CELL},{base:.1f}" fill="#cfe1f2"/>')
+        base = [y + HEIGHT * (1 - value / high) for value in curve.floor]
+        under = _corners([(x + step * across, place) for step, place in zip(steps, base, strict=True)])
+        back = [f"{place:.1f},{height:.1f}" for place, height in reversed(under)]
+        parts.append(f'<polygon points="{" ".join(line + back)}" fill="#cfe1f2"/>')
     parts.append(f'<path d="M{x},{y}V{y + HEIGHT}H{x + CELL}" fill="none" stroke="#999"/>')
     parts.append(f'<polyline points="{" ".join(line)}" fill="none" stroke="#1f6fb4" stroke-width="1.6"/>')
-    values = (curve.values[0], curve.values[-1], *([] if curve.floor is None else [curve.floor]))
+    values = (curve.values[0], curve.values[-1], *([] if curve.floor is None else [curve.floor[0], curve.floor[-1]]))
     for value in dict.fromkeys(values):
         place = y + HEIGHT * (1 - value / high) + 4
         parts.append(f'<text x="{x - 4}" y="{place:.1f}" text-anchor="end" font-size="9">{_label(value)}</text>')

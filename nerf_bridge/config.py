@@ -173,7 +173,13 @@ class GuidanceConfig(Section):
     bridge_from: float = Field(0.8, ge=0, le=1, description="fraction of the steps after which stage two starts")
     weighting: Literal["sigma2", "one"] = Field("sigma2", description="w(t): sigma^2 / (alpha^2 + sigma^2), or 1")
     bridge_weighting: Literal["same", "sigma2", "one"] = Field("same", description="w(t) in stage two of the bridge")
-    t_min: float = Field(0.05, ge=0, lt=1, description="least noise time")
+    solver_steps: int = Field(
+        1, ge=1, le=50, description="calls of the prior from the noised view to a clean one; more bring thin parts out"
+    )
+    t_min: float = Field(0.05, ge=0, lt=1, description="least noise time, at the first step")
+    t_min_end: float | None = Field(
+        None, ge=0, lt=1, description="least noise time at the last step, falling as the most does; none: t_min"
+    )
     t_max_start: float = Field(0.95, gt=0, le=1, description="most noise time at the first step")
     t_max_end: float = Field(0.5, gt=0, le=1, description="most noise time at the last step")
     t_max_from: float = Field(
@@ -209,8 +215,12 @@ class GuidanceConfig(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> GuidanceConfig:
-        if self.t_min >= min(self.t_max_start, self.t_max_end):
+        if self.t_min_end is None and self.t_min >= min(self.t_max_start, self.t_max_end):
             raise ValueError("t_min must be below t_max_start and t_max_end")
+        if self.t_min_end is not None and (self.t_min >= self.t_max_start or self.t_min_end >= self.t_max_end):
+            raise ValueError("t_min must be below t_max_start, and t_min_end below t_max_end")
+        if self.perp_neg and self.solver_steps > 1 and self.method in ("csd", "nfsd"):
+            raise ValueError(f"solver_steps above 1 goes with perp_neg for sds and bridge only, not for {self.method}")
         if self.t_max_from > self.t_max_until:
             raise ValueError(f"t_max_from ({self.t_max_from}) is above t_max_until ({self.t_max_until})")
         return self
@@ -222,6 +232,9 @@ class OptimConfig(Section):
     lr_grid: float = Field(0.02, gt=0, le=1, description="learning rate of the hash grid")
     lr_decoder: float = Field(0.005, gt=0, le=1, description="learning rate of the decoder and the background")
     lr_final: float = Field(0.2, gt=0, le=1, description="fraction of the learning rate left at the last step")
+    inner_steps: int = Field(
+        1, ge=1, le=20, description="optimiser steps towards each answer of the prior, all by the same views"
+    )
     eps: float = Field(1e-6, gt=0, le=1, description="what Adam adds to the root of the second moment")
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay (AdamW)")
     ramp_from: float = Field(0.5, ge=0, le=1, description="fraction of the steps at which ramped weights start to rise")

@@ -22,6 +22,7 @@ from nerf_bridge.guidance import (
     stage_at,
     step_generator,
     t_max_at,
+    t_min_at,
 )
 from nerf_bridge.image_config import ImageConfig, build_image_config
 from nerf_bridge.prior import Prior, ViewCondition, check_prior_name, load_prior
@@ -100,7 +101,7 @@ def image_gradient(
     """The guidance gradient of x [1, c, h, w] at `step`: a function of x and the step alone."""
     guidance = config.guidance
     t_max = t_max_at(step, config.steps, guidance)
-    t = draw_times(config.seed, step, 1, guidance.t_min, t_max).to(x.device)
+    t = draw_times(config.seed, step, 1, t_min_at(step, config.steps, guidance), t_max).to(x.device)
     noise = draw_noise(config.seed, step, tuple(x.shape)).to(x)
     stage = stage_at(step, config.steps, guidance.bridge_from)
     return guidance_gradient(prior, x, t, noise, words, condition, guidance, stage)

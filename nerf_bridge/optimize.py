@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
@@ -30,12 +30,14 @@ from nerf_bridge.guidance import (
     draw_times,
     guidance_gradient,
     is_refreshed_at,
+    pull,
     ramp_at,
     rate_at,
     size_at,
     stage_at,
     step_generator,
     t_max_at,
+    t_min_at,
 )
 from nerf_bridge.memory.descent import OutOfMemory, attempt, descend, give_back_unused, settle, tried
 from nerf_bridge.memory.ladder import LAST_EQUAL, RUNGS, parts_of
@@ -69,6 +71,25 @@ class Health:
     opacity: float
     gradient_norm: float
     finite: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the prior answered to some views of a step; b views.
+
+    Attributes:
+        x: the encoded views that it saw, [b, c, h, w].
+        grad_x: the guidance gradient there, [b, c, h, w].
+        pull: how it grows with x, [b, 1, 1, 1]; see guidance.pull.
+    """
+
+    x: Tensor
+    grad_x: Tensor
+    pull: Tensor
+
+    def gradient_at(self, x: Tensor) -> Tensor:
+        """The gradient at `x` [b, c, h, w], the answer being kept: it draws x to the image that the prior points at."""
+        return self.grad_x + self.pull * (x - self.x)
 
 
 def optimise(
@@ -139,22 +160,33 @@ def training_step(
 ) -> Health:
     """One step: render views, ask the prior, and move the field unless a gradient is not finite.
 
+    With several inner steps the same views are rendered again after each, and the field is moved on towards the same
+    answer, which costs a rendering and not a call of the prior. Where one fails, those before it stay.
+
     Args:
         views: what renders them; the same one at every step of a run. None: one that uses no CUDA graphs.
+
+    Returns:
+        The figures of the last inner step.
     """
     step = progress.step
     views = views or GraphedRender(scene, enabled=False)
     if is_refreshed_at(step, config.steps, config.occupancy):
         update_occupancy(scene, config, step)
         views.forget_counts()
-    health = gradients(scene, optimiser, prior, words, config, progress, views)
-    if health is None:  # the graph had too little room: once more without
-        views.forget_counts()
-        health = gradients(scene, optimiser, prior, words, config, progress, views)
-    assert health is not None, "a plain rendering has room for all samples"
-    if health.finite:
-        for group, lr in zip(optimiser.param_groups, (config.optim.lr_grid, config.optim.lr_decoder), strict=True):
-            group["lr"] = lr * rate_at(step, config.steps, config.optim.lr_final) * progress.guard.rate
+    for group, lr in zip(optimiser.param_groups, (config.optim.lr_grid, config.optim.lr_decoder), strict=True):
+        group["lr"] = lr * rate_at(step, config.steps, config.optim.lr_final) * progress.guard.rate
+    answers: list[Answer] = []
+    health = Health(0.0, 0.0, True)
+    for _ in range(config.optim.inner_steps):
+        found = gradients(scene, optimiser, prior, words, config, progress, views, answers)
+        if found is None:  # the graph had too little room: once more without
+            views.forget_counts()
+            found = gradients(scene, optimiser, prior, words, config, progress, views, answers)
+        assert found is not None, "a plain rendering has room for all samples"
+        health = found
+        if not health.finite:
+            break
         optimiser.step()
     return health
 
@@ -167,19 +199,30 @@ def gradients(
     config: GenerateConfig,
     progress: Progress,
     views: GraphedRender,
+    answers: list[Answer],
 ) -> Health | None:
     """Put the gradients of a step into the parameters; None when a rendering lacked samples, and they are of no use.
 
     On a GPU the host waits for it once, at the end, for the figures.
+
+    Args:
+        answers: of the prior to the parts of the step; empty: it is asked, and they are put there.
     """
     optimiser.zero_grad()
     parts = parts_of(config.camera.views, prior.view_group, RUNGS[progress.rung])
-    found = [backward(scene, prior, words, config, progress, part, views) for part in parts]
+    kept: Sequence[Answer | None] = answers or [None] * len(parts)
+    found = [
+        backward(scene, prior, words, config, progress, part, views, answer)
+        for part, answer in zip(parts, kept, strict=True)
+    ]
     norm = nn.utils.get_total_norm([p.grad for p in optimiser.parameters if p.grad is not None])
-    opacity = torch.cat([seen for seen, _ in found]).mean()
-    overflow = [lacks.to(norm.dtype) for _, lacks in found if lacks is not None]
+    opacity = torch.cat([seen for seen, _, _ in found]).mean()
+    overflow = [lacks.to(norm.dtype) for _, lacks, _ in found if lacks is not None]
     mean_opacity, gradient_norm, *lacking = torch.stack([opacity, norm, *overflow]).tolist()
-    return None if any(lacking) else Health(mean_opacity, gradient_norm, math.isfinite(gradient_norm))
+    if any(lacking):
+        return None
+    answers[:] = [answer for _, _, answer in found]
+    return Health(mean_opacity, gradient_norm, math.isfinite(gradient_norm))
 
 
 def backward(
@@ -190,26 +233,45 @@ def backward(
     progress: Progress,
     part: slice,
     views: GraphedRender,
-) -> tuple[Tensor, Tensor | None]:
+    answer: Answer | None = None,
+) -> tuple[Tensor, Tensor | None, Answer]:
     """Add the gradient of the views `part` of a step, which draw what they do when all are done at once.
 
+    Args:
+        answer: of the prior to these views, from an earlier inner step; None: it is asked.
+
     Returns:
-        The opacity of their pixels [n], and the rendering's `overflow`: all else of the rendering is given back, since
-        the parts are there to save memory.
+        The opacity of their pixels [n], the rendering's `overflow`, and the answer: all else of the rendering is given
+        back, since the parts are there to save memory.
     """
-    step, seed, n_views, group = progress.step, config.seed, config.camera.views, prior.view_group
+    step, group = progress.step, prior.view_group
     samples_at_once = RUNGS[progress.rung].samples_at_once
     rendering, condition = render_views(scene, config, step, group, part, samples_at_once, views)
     x = prior.encode_image(rendering.color.permute(0, 3, 1, 2))
-    t_max = t_max_at(step, config.steps, config.guidance)
-    times = draw_times(seed, step, n_views // group, config.guidance.t_min, t_max)
+    answer = answer or ask(prior, x.detach(), words, condition, config, step, part)
+    loss = distillation_loss(x, answer.gradient_at(x.detach())) + regularisers(scene, rendering, config, step)
+    (len(x) / config.camera.views * loss).backward()
+    return rendering.opacity.detach().flatten(), rendering.overflow, answer
+
+
+def ask(
+    prior: Prior,
+    x: Tensor,
+    words: EncodedWords,
+    condition: ViewCondition,
+    config: GenerateConfig,
+    step: int,
+    part: slice,
+) -> Answer:
+    """What the prior says of the encoded views `part` of a step, noised as the step draws it."""
+    seed, n_views, group = config.seed, config.camera.views, prior.view_group
+    t_min, t_max = (at(step, config.steps, config.guidance) for at in (t_min_at, t_max_at))
+    times = draw_times(seed, step, n_views // group, t_min, t_max)
     drawn = (times.repeat_interleave(group)[part], draw_noise(seed, step, (n_views, *x.shape[1:]))[part])
-    t, noise = to_device(drawn, scene.device)
+    t, noise = to_device(drawn, x.device)
     stage = stage_at(step, config.steps, config.guidance.bridge_from)
-    grad_x = guidance_gradient(prior, x.detach(), t, noise, words, condition, config.guidance, stage)
-    loss = distillation_loss(x, grad_x) + regularisers(scene, rendering, config, step)
-    (len(x) / n_views * loss).backward()
-    return rendering.opacity.detach().flatten(), rendering.overflow
+    grad_x = guidance_gradient(prior, x, t, noise, words, condition, config.guidance, stage)
+    return Answer(x, grad_x, pull(prior, t, config.guidance, stage))
 
 
 def view_renderer(scene: Scene, rung: int) -> GraphedRender:

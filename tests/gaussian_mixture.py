@@ -31,6 +31,7 @@ class GaussianMixturePrior:
     name = "gaussian mixture"
     image_size = 1
     view_group = 1
+    x_limit = None
 
     def __init__(self, components: list[Component], knows_cameras: bool = True):
         self.components = components

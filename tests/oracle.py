@@ -35,6 +35,7 @@ class OraclePrior:
     name = "oracle"
     knows_cameras = True
     view_group = 1
+    x_limit = 1.0
 
     def __init__(self, objects: Sequence[KnownObject] = OBJECTS, image_size: int = 64, supersample: int = 3):
         self.objects = tuple(objects)

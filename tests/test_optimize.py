@@ -14,6 +14,7 @@ from nerf_bridge import optimize
 from nerf_bridge.guidance import encode_words
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.optimize import (
+    Answer,
     Health,
     after_step,
     backgrounds,
@@ -130,6 +131,36 @@ def test_the_prior_is_asked_once_a_step_for_all_prompts_of_all_views(monkeypatch
     assert shape == (6, 3, 16, 16) and n_prompts == n_views == 6
     assert torch.equal(t[:3], t[3:])
     assert config.guidance.t_min <= float(t.min()) <= float(t.max()) <= config.guidance.t_max_start
+
+
+def test_inner_steps_go_on_towards_one_answer_without_asking_again():
+    distances = []
+    for inner in (1, 4):
+        config, scene, optimiser = make(camera__views=3, optim__inner_steps=inner)
+        prior = CountingOracle()
+        step(config, scene, optimiser, Progress(), prior)
+        assert prior.steps == 1
+        assert {int(state["step"]) for state in optimiser.state.values()} == {inner}
+        rendering, _ = render_views(scene, config, 0)
+        distances.append(rendering.color.detach())
+    config, scene, _ = make(camera__views=3)
+    before = render_views(scene, config, 0)[0].color.detach()
+    moved = [float((after - before).norm()) for after in distances]
+    assert moved[1] > 1.5 * moved[0] > 0
+
+
+def test_an_answer_that_is_kept_draws_its_views_to_its_end():
+    x, end, strength = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.tensor([0.3, 0.5]).view(2, 1, 1, 1)
+    answer = Answer(x, strength * (x - end), strength)
+    elsewhere = torch.randn(2, 3, 4, 4)
+    assert torch.allclose(answer.gradient_at(elsewhere), strength * (elsewhere - end), atol=1e-6)
+
+
+def test_inner_steps_end_where_the_gradient_is_not_finite():
+    config, scene, optimiser = make(optim__inner_steps=3)
+    before = parameters(scene)
+    assert not step(config, scene, optimiser, Progress(1), NaNs()).finite
+    assert torch.equal(parameters(scene), before)
 
 
 def test_the_bridge_changes_its_question_in_stage_two(monkeypatch):

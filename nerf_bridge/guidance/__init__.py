@@ -1,6 +1,6 @@
 """Score distillation: schedules, gradients, and the step that joins them to a prior."""
 
-from nerf_bridge.guidance.distil import distillation_loss, guidance_gradient, prompts_needed
+from nerf_bridge.guidance.distil import distillation_loss, guidance_gradient, prompts_needed, pull
 from nerf_bridge.guidance.gradients import bridge, csd, nfsd, perp_neg, sds
 from nerf_bridge.guidance.schedule import (
     draw_noise,
@@ -13,6 +13,7 @@ from nerf_bridge.guidance.schedule import (
     stage_at,
     step_generator,
     t_max_at,
+    t_min_at,
 )
 from nerf_bridge.guidance.words import EncodedWords, encode_words
 
@@ -30,6 +31,7 @@ __all__ = [
     "noise_weight",
     "perp_neg",
     "prompts_needed",
+    "pull",
     "ramp_at",
     "rate_at",
     "sds",
@@ -37,4 +39,5 @@ __all__ = [
     "stage_at",
     "step_generator",
     "t_max_at",
+    "t_min_at",
 ]

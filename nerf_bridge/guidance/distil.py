@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from nerf_bridge.config import GuidanceConfig
-from nerf_bridge.guidance.gradients import bridge, csd, nfsd, perp_neg, sds
+from nerf_bridge.guidance.gradients import bridge, classifier_free, csd, nfsd, perp_neg, sds
 from nerf_bridge.guidance.schedule import Stage, Weighting, noise_weight
+from nerf_bridge.guidance.solver import predict_ends
 from nerf_bridge.guidance.words import EncodedWords, Role, embeddings_for_views
 from nerf_bridge.prior.protocol import Prior, PromptEmbeddings, ViewCondition
 from nerf_bridge.prompts import negative_view_weights, view_weights
@@ -36,7 +37,10 @@ def guidance_gradient(
     stage: Stage,
     null_hides_camera: bool = False,
 ) -> Tensor:
-    """Score-distillation gradient with respect to x, with one call of the prior for all prompts of all views.
+    """Score-distillation gradient with respect to x, by `settings.solver_steps` calls of the prior for all prompts.
+
+    With several solver steps a prediction stands for the end of its path (solver.predict_ends): each prompt goes its
+    own, but the guided prediction of sds one path, with classifier-free guidance all along.
 
     Args:
         x: encoded renders, [b, c, h, w].
@@ -54,11 +58,31 @@ def guidance_gradient(
     """
     alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
     roles = prompts_needed(settings.method, stage, settings.perp_neg)
-    predictions = _predict(prior, alpha * x + sigma * noise, t, words, condition, roles, null_hides_camera)
-    if "front" in roles:
-        predictions["text"] = _off_wrong_views(predictions, condition)
-    grad = _method_gradient(predictions, noise, t, settings, stage)
+    noised = alpha * x + sigma * noise
+
+    def predict(points: Tensor, times: Tensor) -> Tensor:
+        predictions = _predict(prior, points, times, words, condition, roles, null_hides_camera)
+        if "front" in roles:
+            predictions["text"] = _off_wrong_views(predictions, condition)
+        if settings.solver_steps > 1 and _is_guided(settings, stage):
+            guided = classifier_free(predictions["text"], predictions["null"], settings.scale)
+            return guided.repeat(len(roles), 1, 1, 1)
+        return torch.cat([predictions[role] for role in roles])
+
+    k = len(roles)
+    ends = predict_ends(prior, predict, noised.repeat(k, 1, 1, 1), t.repeat(k), settings.solver_steps)
+    grad = _method_gradient(dict(zip(roles, ends.chunk(k), strict=True)), noise, t, settings, stage)
     return noise_weight(alpha, sigma, _weighting(settings, stage)) * grad
+
+
+def pull(prior: Prior, t: Tensor, settings: GuidanceConfig, stage: Stage) -> Tensor:
+    """How the gradient grows with x where the prior's answer is kept: w(t) * alpha / sigma, [b, 1, 1, 1].
+
+    The gradient w(t) * (eps_hat - noise) of sds is w(t) * alpha / sigma * (x - end), with `end` the clean image that
+    the answer points at; kept, it draws x there. For the other methods `end` is x less their gradient over the pull.
+    """
+    alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
+    return noise_weight(alpha, sigma, _weighting(settings, stage)) * alpha / sigma
 
 
 def distillation_loss(x: Tensor, grad_x: Tensor) -> Tensor:
@@ -71,21 +95,28 @@ def distillation_loss(x: Tensor, grad_x: Tensor) -> Tensor:
 
 def _predict(
     prior: Prior,
-    noised: Tensor,
+    points: Tensor,
     t: Tensor,
     words: EncodedWords,
     condition: ViewCondition | None,
     roles: tuple[Role, ...],
     null_hides_camera: bool,
 ) -> dict[Role, Tensor]:
-    n, k = noised.shape[0], len(roles)
+    """The prior's predictions for `roles`, of points [k * b, c, h, w] at times [k * b], role by role."""
+    k = len(roles)
+    n = len(points) // k
     embeddings = PromptEmbeddings.cat([embeddings_for_views(words.by_role(role), condition, n) for role in roles])
     views = condition.repeat(k) if condition is not None else None
     if views is not None and null_hides_camera:
-        hidden = torch.tensor([role == "null" for role in roles], device=noised.device)
+        hidden = torch.tensor([role == "null" for role in roles], device=points.device)
         views = views.hiding(hidden.repeat_interleave(n))
-    predicted = prior.predict_noise(noised.repeat(k, 1, 1, 1), t.repeat(k), embeddings, views)
+    predicted = prior.predict_noise(points, t, embeddings, views)
     return dict(zip(roles, predicted.chunk(k), strict=True))
+
+
+def _is_guided(settings: GuidanceConfig, stage: Stage) -> bool:
+    """Whether the gradient is that of sds, stage one of the bridge included."""
+    return settings.method == "sds" or (settings.method == "bridge" and stage == 1)
 
 
 def _weighting(settings: GuidanceConfig, stage: Stage) -> Weighting:

@@ -13,6 +13,11 @@ from torch import Tensor
 NFSD_SMALL_T = 0.2
 
 
+def classifier_free(text: Tensor, null: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022): eps(null) + s * (eps(text) - eps(null)), [b, c, h, w]."""
+    return null + scale * (text - null)
+
+
 def sds(text: Tensor, null: Tensor, noise: Tensor, scale: float) -> Tensor:
     """Score distillation sampling: eps(null) + s * (eps(text) - eps(null)) - noise.
 
@@ -23,7 +28,7 @@ def sds(text: Tensor, null: Tensor, noise: Tensor, scale: float) -> Tensor:
         noise: the noise that was added, [b, c, h, w].
         scale: guidance scale s.
     """
-    return null + scale * (text - null) - noise
+    return classifier_free(text, null, scale) - noise
 
 
 def csd(

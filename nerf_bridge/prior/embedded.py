@@ -49,6 +49,7 @@ class EmbeddedPrior:
     name = "embedded"
     knows_cameras = True
     view_group = 1
+    x_limit: float | None = 1.0
 
     def __init__(
         self, network: UNet, text_encoder: TextEncoder, device: torch.device, sha256: dict[str, str], designs: int = 0

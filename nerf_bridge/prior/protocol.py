@@ -127,6 +127,7 @@ class Prior(Protocol):
     name: str
     image_size: int  # pixels along a side of the images that encode_image takes
     knows_cameras: bool  # whether predict_noise uses its condition
+    x_limit: float | None  # clean x lies within -x_limit and x_limit; None: it has no bounds, as latents
     view_group: int  # views that it denoises together, evenly spaced around the object at one time; mostly 1
 
     def info(self) -> PriorInfo:

@@ -21,6 +21,7 @@ from nerf_bridge.guidance.schedule import (
     stage_at,
     step_generator,
     t_max_at,
+    t_min_at,
 )
 
 
@@ -48,6 +49,12 @@ def test_t_max_is_linear_from_start_to_end():
 def test_t_max_may_jump_as_published():
     settings = GuidanceConfig(t_min=0.02, t_max_start=0.98, t_max_end=0.5, t_max_from=0.2, t_max_until=0.2)
     assert [t_max_at(step, 25_000, settings) for step in (0, 4_999, 5_000, 24_999)] == [0.98, 0.98, 0.5, 0.5]
+
+
+def test_t_min_falls_with_t_max_where_it_has_an_end():
+    settings = GuidanceConfig(t_min=0.4, t_min_end=0.1, t_max_from=0.2, t_max_until=0.6)
+    assert [t_min_at(step, 101, settings) for step in (0, 20, 40, 60, 100)] == pytest.approx([0.4, 0.4, 0.25, 0.1, 0.1])
+    assert {t_min_at(step, 101, GuidanceConfig(t_min=0.1)) for step in range(101)} == {0.1}
 
 
 def test_a_ramp_is_flat_linear_and_flat():

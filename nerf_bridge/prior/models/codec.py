@@ -20,6 +20,7 @@ class Codec(Protocol):
 
     image_size: int
     multiple: int  # of which image_size is one
+    x_limit: float | None  # bounds of x, as Prior has them
 
     def place(self, device: torch.device, recompute: bool) -> None:
         """Move to `device`; with `recompute` keep less for the backward pass."""
@@ -36,6 +37,8 @@ class Codec(Protocol):
 
 class PixelCodec:
     """x is the image itself in -1..1."""
+
+    x_limit: float | None = 1.0
 
     def __init__(self, image_size: int, multiple: int):
         self.image_size = image_size
@@ -62,6 +65,8 @@ class LatentCodec:
         vae: diffusers' AutoencoderKL; decodes in its own dtype. Once placed it has no encoder of its own any more.
         encoder: images in 0..1 to mean latents, from the weights of `vae`; None until it is placed.
     """
+
+    x_limit: float | None = None
 
     def __init__(
         self,

@@ -50,6 +50,7 @@ class DiffusersPrior:
         self.compile = compile
         self.rung: Rung | None = None  # until the networks are where they compute
         self.image_size = codec.image_size
+        self.x_limit = codec.x_limit
         self.knows_cameras = denoiser.knows_cameras
         self.view_group = denoiser.view_group
 
