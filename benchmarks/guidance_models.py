@@ -274,6 +274,8 @@ class Build:
 class PlainCodec:
     """What people run: the autoencoder's own module in half precision, its parameters frozen, and autograd."""
 
+    x_limit: float | None = None
+
     def __init__(self, vae: nn.Module, image_size: int):
         self.vae: Any = vae
         self.image_size, self.multiple = image_size, 8
