@@ -38,7 +38,7 @@ from nerf_bridge.prior.protocol import ViewCondition
 from nerf_bridge.scene.cameras import turntable_cameras
 
 PROMPT = "a green armchair"
-GUIDANCE = GuidanceConfig(scale=100.0, bridge_scale=1.0, bridge_from=0.0)
+GUIDANCE = GuidanceConfig(solver_steps=1, scale=100.0, bridge_scale=1.0, bridge_from=0.0)
 STAGE = 2
 TIME = 0.5
 

@@ -121,7 +121,7 @@ def oracle_runs(folder: Path, device: str) -> list[Path]:
 
     paths = []
     for thing in OBJECTS:
-        config = build_config({"prompt": thing.prompt, "steps": 300, "device": device, "guidance.scale": 2.0})
+        config = build_config({"prompt": thing.prompt, "device": device, "guidance.scale": 2.0})
         paths.append(generate(config, folder / thing.noun, prior=OraclePrior()).path)
     return paths
 

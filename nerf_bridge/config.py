@@ -96,7 +96,7 @@ class OccupancyConfig(Section):
     """The grid that tells the ray marcher which cells hold something."""
 
     resolution: int = Field(48, ge=8, le=256, description="cells along a side")
-    every: int = Field(8, ge=1, le=1000, description="steps between two updates")
+    every: int = Field(4, ge=1, le=1000, description="steps between two updates")
     late_every: int | None = Field(
         None, ge=1, le=1000, description="steps between two updates in the late part of the run; none: every all along"
     )
@@ -168,20 +168,20 @@ class GuidanceConfig(Section):
     """Score distillation (McAllister et al., NeurIPS 2024): the gradient's method, scale and schedule."""
 
     method: Literal["sds", "csd", "nfsd", "bridge"] = Field("bridge", description="which score-distillation gradient")
-    scale: float = Field(8.0, ge=0, le=1000, description="guidance scale s in uncond + s * (text - uncond)")
-    bridge_scale: float = Field(2.0, ge=0, le=1000, description="factor k of stage two of the bridge")
+    scale: float = Field(3.0, ge=0, le=1000, description="guidance scale s in uncond + s * (text - uncond)")
+    bridge_scale: float = Field(1.0, ge=0, le=1000, description="factor k of stage two of the bridge")
     bridge_from: float = Field(0.8, ge=0, le=1, description="fraction of the steps after which stage two starts")
     weighting: Literal["sigma2", "one"] = Field("sigma2", description="w(t): sigma^2 / (alpha^2 + sigma^2), or 1")
     bridge_weighting: Literal["same", "sigma2", "one"] = Field("same", description="w(t) in stage two of the bridge")
     solver_steps: int = Field(
-        1, ge=1, le=50, description="calls of the prior from the noised view to a clean one; more bring thin parts out"
+        5, ge=1, le=50, description="calls of the prior from the noised view to a clean one; more bring thin parts out"
     )
-    t_min: float = Field(0.05, ge=0, lt=1, description="least noise time, at the first step")
+    t_min: float = Field(0.5, ge=0, lt=1, description="least noise time, at the first step")
     t_min_end: float | None = Field(
-        None, ge=0, lt=1, description="least noise time at the last step, falling as the most does; none: t_min"
+        0.1, ge=0, lt=1, description="least noise time at the last step, falling as the most does; none: t_min"
     )
     t_max_start: float = Field(0.95, gt=0, le=1, description="most noise time at the first step")
-    t_max_end: float = Field(0.5, gt=0, le=1, description="most noise time at the last step")
+    t_max_end: float = Field(0.45, gt=0, le=1, description="most noise time at the last step")
     t_max_from: float = Field(
         0.0, ge=0, le=1, description="fraction of the steps at which the most noise time starts to fall"
     )
@@ -220,7 +220,9 @@ class GuidanceConfig(Section):
         if self.t_min_end is not None and (self.t_min >= self.t_max_start or self.t_min_end >= self.t_max_end):
             raise ValueError("t_min must be below t_max_start, and t_min_end below t_max_end")
         if self.perp_neg and self.solver_steps > 1 and self.method in ("csd", "nfsd"):
-            raise ValueError(f"solver_steps above 1 goes with perp_neg for sds and bridge only, not for {self.method}")
+            raise ValueError(
+                f"solver_steps above 1 goes with perp_neg for sds and bridge only: set it to 1 for {self.method}"
+            )
         if self.t_max_from > self.t_max_until:
             raise ValueError(f"t_max_from ({self.t_max_from}) is above t_max_until ({self.t_max_until})")
         return self
@@ -233,7 +235,7 @@ class OptimConfig(Section):
     lr_decoder: float = Field(0.005, gt=0, le=1, description="learning rate of the decoder and the background")
     lr_final: float = Field(0.2, gt=0, le=1, description="fraction of the learning rate left at the last step")
     inner_steps: int = Field(
-        1, ge=1, le=20, description="optimiser steps towards each answer of the prior, all by the same views"
+        3, ge=1, le=20, description="optimiser steps towards each answer of the prior, all by the same views"
     )
     eps: float = Field(1e-6, gt=0, le=1, description="what Adam adds to the root of the second moment")
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay (AdamW)")
@@ -307,9 +309,11 @@ class GenerateConfig(Section):
         description="how sparing of memory; auto: as it must be for what is free now; a size: as for a GPU of that "
         "size, with views of at most 512 (24gb), 384 (12gb) or 256 pixels (8gb)",
     )
-    steps: int = Field(300, ge=1, le=1_000_000, description="optimisation steps")
-    checkpoint_every: int = Field(50, ge=1, le=1_000_000, description="steps between two checkpoints")
-    preview_every: int = Field(50, ge=1, le=1_000_000, description="steps between two preview pictures")
+    steps: int = Field(
+        120, ge=1, le=1_000_000, description="optimisation steps, each with new views and a new answer of the prior"
+    )
+    checkpoint_every: int = Field(20, ge=1, le=1_000_000, description="steps between two checkpoints")
+    preview_every: int = Field(20, ge=1, le=1_000_000, description="steps between two preview pictures")
     model: ModelConfig = ModelConfig()
     field: FieldConfig = FieldConfig()
     occupancy: OccupancyConfig = OccupancyConfig()

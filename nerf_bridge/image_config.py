@@ -20,7 +20,7 @@ class ImageConfig(Section):
         "embedded", description="the diffusion prior: embedded, an alias of `nerf-bridge priors list`, or a folder"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to run")
-    steps: int = Field(400, ge=1, le=1_000_000, description="optimisation steps")
+    steps: int = Field(100, ge=1, le=1_000_000, description="optimisation steps")
     lr: float = Field(0.03, gt=0, le=10, description="learning rate of the image (Adam)")
     eps: float = Field(1e-8, gt=0, le=1, description="what Adam adds to the root of the second moment")
     weight_decay: float = Field(0.0, ge=0, le=1, description="decoupled weight decay (AdamW)")

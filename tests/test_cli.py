@@ -408,7 +408,7 @@ def test_help_lists_every_setting_with_its_default() -> None:
     text = parser.format_help()
     for path, _ in walk(GenerateConfig):
         assert path == "prompt" or f"--{path}" in text
-    assert "(default: 8.0; a number from 0 to 1000)" in " ".join(text.split())
+    assert "(default: 3.0; a number from 0 to 1000)" in " ".join(text.split())
 
 
 def test_help_is_quick_and_does_not_import_torch() -> None:

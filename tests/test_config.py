@@ -60,12 +60,12 @@ def test_every_setting_has_a_description_and_a_range() -> None:
         ("faces", 800, "unknown setting faces: did you mean mesh.faces?"),
         ("zzz", 1, "unknown setting zzz; --help lists them all"),
         ("camera", {"distance_min": 5}, "camera.distance_min (5.0) is above distance_max (3.2)"),
-        ("guidance", {"t_min": 0.9}, "guidance.t_min must be below t_max_start and t_max_end"),
+        ("guidance", {"t_min": 0.9, "t_min_end": None}, "guidance.t_min must be below t_max_start and t_max_end"),
         ("guidance", {"t_min": 0.6, "t_min_end": 0.5}, "guidance.t_min must be below t_max_start, and t_min_end below"),
         (
             "guidance",
             {"method": "csd", "perp_neg": True, "solver_steps": 2},
-            "guidance.solver_steps above 1 goes with perp_neg for sds and bridge only, not for csd",
+            "guidance.solver_steps above 1 goes with perp_neg for sds and bridge only: set it to 1 for csd",
         ),
     ],
 )

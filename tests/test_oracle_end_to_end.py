@@ -15,7 +15,7 @@ from nerf_bridge.config import build_config
 pytestmark = pytest.mark.slow
 
 ASYMMETRIC = [thing for thing in OBJECTS if thing.noun in ("letter", "horse")]
-SETTINGS = {"steps": 300, "device": "cpu", "guidance.scale": 2.0, "mesh.faces": 6000, "mesh.texture": 512}
+SETTINGS = {"device": "cpu", "guidance.scale": 2.0, "mesh.faces": 6000, "mesh.texture": 512}
 
 
 def names(thing):

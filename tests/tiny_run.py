@@ -28,6 +28,8 @@ TINY: dict[str, object] = {
     "field.finest_resolution": 16,
     "field.hidden_width": 16,
     "occupancy.resolution": 16,
+    "guidance.solver_steps": 1,
+    "optim.inner_steps": 1,
     "mesh.resolution": 24,
     "mesh.faces": 200,
     "mesh.texture": 64,

@@ -31,7 +31,7 @@ COMPONENTS = [
     Component("dot", (1.0, 1.5), 0.5, weight=0.5),
 ]
 SETTINGS = GuidanceConfig(
-    scale=6.0, bridge_scale=3.0, target_words="clean", source_words="foggy", negative_prompt="ugly"
+    solver_steps=1, scale=6.0, bridge_scale=3.0, target_words="clean", source_words="foggy", negative_prompt="ugly"
 )
 CASES = [("sds", 1), ("csd", 1), ("nfsd", 1), ("bridge", 1), ("bridge", 2)]
 PROMPTS = {"text": "dot", "null": "", "negative": "ugly", "target": "dot, clean", "source": "dot, foggy"}

@@ -54,7 +54,7 @@ def test_t_max_may_jump_as_published():
 def test_t_min_falls_with_t_max_where_it_has_an_end():
     settings = GuidanceConfig(t_min=0.4, t_min_end=0.1, t_max_from=0.2, t_max_until=0.6)
     assert [t_min_at(step, 101, settings) for step in (0, 20, 40, 60, 100)] == pytest.approx([0.4, 0.4, 0.25, 0.1, 0.1])
-    assert {t_min_at(step, 101, GuidanceConfig(t_min=0.1)) for step in range(101)} == {0.1}
+    assert {t_min_at(step, 101, GuidanceConfig(t_min=0.2, t_min_end=None)) for step in range(101)} == {0.2}
 
 
 def test_a_ramp_is_flat_linear_and_flat():

@@ -130,7 +130,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(tmp_path):
         state.run.config.write_text(yaml.safe_dump(settings))
     assert run_status(tmp_path, CHAIR) == "fresh"
     other = build_config({"prompt": "a green armchair", "occupancy": {"every": 3}})
-    with pytest.raises(UserError, match="occupancy.every: 8 there, 3 asked for"):
+    with pytest.raises(UserError, match="occupancy.every: 4 there, 3 asked for"):
         open_run(tmp_path, other)
 
 

@@ -151,7 +151,7 @@ def test_noise_is_that_of_the_plain_network(family, loaded, pipelines):
 def test_guidance_is_the_published_formula(family, loaded, pipelines):
     prior, pipeline = loaded(family), pipelines(family)
     settings = GuidanceConfig(
-        scale=7.5, bridge_scale=3.0, view_words="off", source_words="foggy", negative_prompt="ugly"
+        solver_steps=1, scale=7.5, bridge_scale=3.0, view_words="off", source_words="foggy", negative_prompt="ugly"
     )
     prompts = {"text": "chair", "null": "", "negative": "ugly"}
     prompts |= {"target": f"chair, {settings.target_words}", "source": "chair, foggy"}
@@ -188,7 +188,7 @@ def levels_by_hand(family, pipeline, t):
 def test_the_gradient_reaches_the_image_as_autograd_says(family, loaded):
     """The image's gradient is that of sum |x - (x - grad)|^2 / 2b, where nothing but x is differentiated."""
     prior = loaded(family)
-    settings = GuidanceConfig(method="csd", view_words="off")
+    settings = GuidanceConfig(method="csd", view_words="off", solver_steps=1)
     words = encode_words(prior, "chair", settings)
     picture = torch.rand(4, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     _, noise, t = batch(prior)
