@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE_MARKS = ("<!-- table: written by benchmarks/prior_training.py -->", "<!-- end of table -->")
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 56, 490, 16, 260
 LINES = (
-    ("rise_words", "words of another object", "#7a4fb5"),
+    ("rise_words", "other words", "#7a4fb5"),
     ("rise_azimuth_180", "azimuth +180°", "#1f6fb4"),
     ("rise_azimuth_90", "azimuth +90°", "#2a9d6f"),
     ("rise_elevation_30", "elevation +30°", "#c2701c"),

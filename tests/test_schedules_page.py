@@ -33,10 +33,23 @@ def test_the_page_names_every_preset_and_shows_the_picture():
 
 def test_a_curve_is_what_the_run_will_do():
     config = build_config(
-        {"prompt": "a", "steps": 100, "render.early_size": 16, "render.grow_until": 0.6, "occupancy.late_every": 20}
+        {
+            "prompt": "a",
+            "steps": 100,
+            "render.early_size": 16,
+            "render.grow_until": 0.6,
+            "occupancy.every": 8,
+            "occupancy.late_every": 20,
+        }
     )
     assert schedules.sizes(config).values == (16.0,) * 20 + (32.0,) * 40 + (64.0,) * 40
-    assert set(schedules.noise_times(config).floor or ()) == {0.05} and schedules.noise_times(config).values[0] == 0.95
+    times = schedules.noise_times(config)
+    assert times.floor and (times.floor[0], times.floor[-1], times.values[0], times.values[-1]) == (
+        0.5,
+        0.1,
+        0.95,
+        0.45,
+    )
     gaps = schedules.occupancy(config).values
     assert gaps[0] == 8 and gaps[99] == 20 and gaps[48] == 12  # from the look at 48 to that at 60
 
