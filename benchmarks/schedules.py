@@ -146,8 +146,12 @@ def cell(config: GenerateConfig, curve: Curve, top: float | None, x: int, y: int
     parts.append(f'<path d="M{x},{y}V{y + HEIGHT}H{x + CELL}" fill="none" stroke="#999"/>')
     parts.append(f'<polyline points="{" ".join(line)}" fill="none" stroke="#1f6fb4" stroke-width="1.6"/>')
     values = (curve.values[0], curve.values[-1], *([] if curve.floor is None else [curve.floor[0], curve.floor[-1]]))
+    labelled: list[float] = []
     for value in dict.fromkeys(values):
         place = y + HEIGHT * (1 - value / high) + 4
+        if any(abs(place - other) < 9 for other in labelled):
+            continue  # one on top of the other is read as neither
+        labelled.append(place)
         parts.append(f'<text x="{x - 4}" y="{place:.1f}" text-anchor="end" font-size="9">{_label(value)}</text>')
     return "".join(parts)
 

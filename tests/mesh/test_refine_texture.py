@@ -42,6 +42,7 @@ def mesh() -> UnwrappedMesh:
 
 def guide_of(prior: OraclePrior, steps: int, **settings: object) -> Guide:
     common = {"prompt": CHAIR.prompt, "device": "cpu", "backend": "torch", "render.size": PIXELS}
+    common["guidance.solver_steps"] = 1
     config = build_config({**common, "guidance.scale": 2.0, "mesh.refine_steps": steps, **settings})
     scene = build_scene(config, "torch", torch.device("cpu"))
     return Guide(prior, encode_words(prior, config.prompt, config.guidance), config, scene)
