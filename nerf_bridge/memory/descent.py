@@ -46,7 +46,7 @@ def attempt(step: Callable[[], Done], scene: Scene, optimiser: SkippingAdam, ref
     """What `step` gives; where memory runs out, nothing of it is left: scene and optimiser are as they were before.
 
     A step changes the occupancy grid at its beginning, if at all, which is put back, and parameters and moments at its
-    end, after all that takes memory.
+    end, after all that takes memory; of several inner steps those that were done stay.
 
     Args:
         refreshes: whether the step changes the occupancy grid.
