@@ -46,8 +46,9 @@ from nerf_bridge.guidance import (
     t_min_at,
 )
 from nerf_bridge.ops.march import march_rays
-from nerf_bridge.optimize import regularisers, render_views, training_step, update_occupancy, view_renderer
+from nerf_bridge.optimize import render_views, training_step, update_occupancy, view_renderer
 from nerf_bridge.prior.protocol import Prior
+from nerf_bridge.regularisers import regularisers
 from nerf_bridge.run.state import Progress, build_optimiser
 from nerf_bridge.scene.rays import camera_rays
 from nerf_bridge.scene.scene import Scene, build_scene

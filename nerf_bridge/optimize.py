@@ -8,10 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -24,6 +21,7 @@ from nerf_bridge.device import to_device
 from nerf_bridge.errors import Interrupted
 from nerf_bridge.graphed_render import GraphedRender, packed, unpacked
 from nerf_bridge.guidance import (
+    Answer,
     EncodedWords,
     distillation_loss,
     draw_noise,
@@ -31,7 +29,6 @@ from nerf_bridge.guidance import (
     guidance_gradient,
     is_refreshed_at,
     pull,
-    ramp_at,
     rate_at,
     size_at,
     stage_at,
@@ -43,12 +40,14 @@ from nerf_bridge.memory.descent import OutOfMemory, attempt, descend, give_back_
 from nerf_bridge.memory.ladder import LAST_EQUAL, RUNGS, parts_of
 from nerf_bridge.ops.adam import SkippingAdam
 from nerf_bridge.prior.protocol import Prior, ViewCondition
+from nerf_bridge.regularisers import regularisers
 from nerf_bridge.render import Rendering, render_in_chunks
 from nerf_bridge.run.directory import RunDirectory
 from nerf_bridge.run.events import EventLog
 from nerf_bridge.run.health import Action, EmptyGuard, judge_opacity, judge_step
 from nerf_bridge.run.preview import image_grid, save_png
 from nerf_bridge.run.state import Progress, build_optimiser, load_tensors, restore, save, scene_tensors
+from nerf_bridge.run.stop_signals import stop_signals
 from nerf_bridge.scene.background import solid_backgrounds
 from nerf_bridge.scene.cameras import Cameras, sample_cameras, turntable_cameras
 from nerf_bridge.scene.rays import camera_rays
@@ -59,7 +58,6 @@ logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY = 10
 PREVIEW_SIZE = 128
-REFERENCE_PIXELS = 64 * 64
 EMPTY_PATIENCE = 50  # steps that a scene may stay empty
 ALL = slice(None)
 
@@ -71,25 +69,6 @@ class Health:
     opacity: float
     gradient_norm: float
     finite: bool
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the prior answered to some views of a step; b views.
-
-    Attributes:
-        x: the encoded views that it saw, [b, c, h, w].
-        grad_x: the guidance gradient there, [b, c, h, w].
-        pull: how it grows with x, [b, 1, 1, 1]; see guidance.pull.
-    """
-
-    x: Tensor
-    grad_x: Tensor
-    pull: Tensor
-
-    def gradient_at(self, x: Tensor) -> Tensor:
-        """The gradient at `x` [b, c, h, w], the answer being kept: it draws x to the image that the prior points at."""
-        return self.grad_x + self.pull * (x - self.x)
 
 
 def optimise(
@@ -328,35 +307,6 @@ def backgrounds(
     return seen, seen.detach().mean((1, 2))
 
 
-def regularisers(scene: Scene, rendering: Rendering, config: GenerateConfig, step: int) -> Tensor:
-    """Sparsity, opacity entropy and thickness of the surfaces (z-variance, Zhu et al. 2023, HiFA), the last two ramped
-    up, by default over the second half of the run: earlier they would freeze or starve thin parts.
-
-    Summed over the pixels of a view and averaged over the views, as the guidance is; a view counts as one of 64 x 64
-    pixels whatever its size, so that the weights mean the same when the size changes.
-    """
-    settings = config.optim
-    ramp = ramp_at(step, config.steps, settings.ramp_from, settings.ramp_until)
-    opacity = rendering.opacity.clamp(1e-4, 1 - 1e-4)
-    entropy = -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log())
-    a_pixel = settings.weight_opacity * opacity
-    a_pixel = a_pixel + ramp * (settings.weight_entropy * entropy + settings.weight_thickness * rendering.thickness)
-    total = a_pixel.sum() * (REFERENCE_PIXELS / opacity.numel())
-    if settings.weight_smooth:
-        total = total + settings.weight_smooth * roughness(scene, config, step)
-    return total
-
-
-def roughness(scene: Scene, config: GenerateConfig, step: int, n_points: int = 8192) -> Tensor:
-    """Mean change of the opacity of a marching step between points of the box and random neighbours a step away."""
-    draws = torch.rand(2, n_points, 3, generator=step_generator(config.seed, step, "smooth")).to(scene.device)
-    points = 2 * draws[0] - 1
-    neighbours = (points + (2 * draws[1] - 1) * scene.step_size).clamp(-1, 1)
-    opacity = 1 - torch.exp(-scene.field.density(torch.cat([points, neighbours])) * scene.step_size)
-    here, there = opacity.chunk(2)
-    return (here - there).abs().mean()
-
-
 def after_step(
     run: RunDirectory,
     scene: Scene,
@@ -434,24 +384,3 @@ def preview_image(scene: Scene, config: GenerateConfig) -> np.ndarray:
         scene.field, scene.occupancy.occupied, cameras, PREVIEW_SIZE, white, scene.step_size, scene.backend
     )
     return image_grid(pictures.color.cpu().numpy(), 4)
-
-
-@contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that the loop stops between two steps; a second Ctrl-C stops at once."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def stop(number: int, frame: object) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        stopped.set()
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -150,7 +150,7 @@ def test_too_little_room_is_noticed_and_the_step_done_again(monkeypatch):
             (look,) = views._before
             views._counted[look] = views._before[look] = rendering.n_samples // 4
             views._before[look] = room_for(views._counted[look])
-            assert gradients(scene, optimiser, prior, words, config, Progress(1), views) is None
+            assert gradients(scene, optimiser, prior, words, config, Progress(1), views, []) is None
             assert views.replays == 1
         health = training_step(scene, optimiser, prior, words, config, Progress(1), views)
         ends.append((health, torch.cat([p.detach().flatten() for p in optimiser.parameters])))

@@ -11,27 +11,25 @@ import torch
 from tiny_run import CountingOracle, steps_of, tiny_config
 
 from nerf_bridge import optimize
-from nerf_bridge.guidance import encode_words
+from nerf_bridge.guidance import Answer, encode_words
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.optimize import (
-    Answer,
     Health,
     after_step,
     backgrounds,
     optimise,
     preview_image,
-    regularisers,
     render_views,
-    roughness,
-    stop_signals,
     training_step,
     update_occupancy,
 )
+from nerf_bridge.regularisers import regularisers, roughness
 from nerf_bridge.render import Rendering
 from nerf_bridge.run.directory import RunDirectory
 from nerf_bridge.run.events import EventLog, read_events
 from nerf_bridge.run.health import SKIPS_IN_A_ROW, StepGuard
 from nerf_bridge.run.state import Progress, build_optimiser, save, scene_tensors
+from nerf_bridge.run.stop_signals import stop_signals
 from nerf_bridge.scene.scene import build_scene
 
 CPU = torch.device("cpu")

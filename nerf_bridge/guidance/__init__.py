@@ -1,6 +1,6 @@
 """Score distillation: schedules, gradients, and the step that joins them to a prior."""
 
-from nerf_bridge.guidance.distil import distillation_loss, guidance_gradient, prompts_needed, pull
+from nerf_bridge.guidance.distil import Answer, distillation_loss, guidance_gradient, prompts_needed, pull
 from nerf_bridge.guidance.gradients import bridge, csd, nfsd, perp_neg, sds
 from nerf_bridge.guidance.schedule import (
     draw_noise,
@@ -18,6 +18,7 @@ from nerf_bridge.guidance.schedule import (
 from nerf_bridge.guidance.words import EncodedWords, encode_words
 
 __all__ = [
+    "Answer",
     "EncodedWords",
     "bridge",
     "csd",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -73,6 +75,25 @@ def guidance_gradient(
     ends = predict_ends(prior, predict, noised.repeat(k, 1, 1, 1), t.repeat(k), settings.solver_steps)
     grad = _method_gradient(dict(zip(roles, ends.chunk(k), strict=True)), noise, t, settings, stage)
     return noise_weight(alpha, sigma, _weighting(settings, stage)) * grad
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the prior answered to some views of a step; b views.
+
+    Attributes:
+        x: the encoded views that it saw, [b, c, h, w].
+        grad_x: the guidance gradient there, [b, c, h, w].
+        pull: how it grows with x, [b, 1, 1, 1]; see `pull`.
+    """
+
+    x: Tensor
+    grad_x: Tensor
+    pull: Tensor
+
+    def gradient_at(self, x: Tensor) -> Tensor:
+        """The gradient at `x` [b, c, h, w], the answer being kept: it draws x to the image that the prior points at."""
+        return self.grad_x + self.pull * (x - self.x)
 
 
 def pull(prior: Prior, t: Tensor, settings: GuidanceConfig, stage: Stage) -> Tensor:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nerf_bridge.ops import backend, build, composite, field_composite, grid_mlp, hash_encoding, march
+from nerf_bridge.ops import backend, build, composite, decoder, field_composite, grid_mlp, hash_encoding, march
 from nerf_bridge.ops.hash_encoding import HashGridSpec
-from nerf_bridge.scene import decoder
 
 INCLUDE = build.source_dir() / "include"
 SHAPES = [(width, n_inputs) for width in grid_mlp.WIDTHS for n_inputs in (2, 6, 16, 18, 32, 34, 64)]
