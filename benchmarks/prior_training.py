@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.report import replaced
 from nerf_bridge.paths import data_path
 from nerf_bridge.run.files import write_text
 
@@ -50,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     points = training_points(json.loads((data_path("prior/weights") / "index.json").read_text(encoding="utf-8")))
     write_text(docs / "prior-training.svg", drawing(points))
     page = docs / "prior.md"
-    before, rest = page.read_text(encoding="utf-8").split(TABLE_MARKS[0])
-    after = rest.split(TABLE_MARKS[1])[1]
-    write_text(page, f"{before}{TABLE_MARKS[0]}\n{table(points)}\n{TABLE_MARKS[1]}{after}")
+    write_text(page, replaced(page.read_text(encoding="utf-8"), table(points), TABLE_MARKS))
     return 0
 
 

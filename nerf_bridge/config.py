@@ -213,6 +213,11 @@ class GuidanceConfig(Section):
         None, description="words that debias may leave out, separated by commas; none: all of the prompt"
     )
 
+    @property
+    def t_min_last(self) -> float:
+        """The least noise time at the last step, whether it falls or not."""
+        return self.t_min if self.t_min_end is None else self.t_min_end
+
     @model_validator(mode="after")
     def _ordered(self) -> GuidanceConfig:
         if self.t_min_end is None and self.t_min >= min(self.t_max_start, self.t_max_end):

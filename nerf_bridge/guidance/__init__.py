@@ -1,7 +1,7 @@
 """Score distillation: schedules, gradients, and the step that joins them to a prior."""
 
 from nerf_bridge.guidance.distil import Answer, distillation_loss, guidance_gradient, prompts_needed, pull
-from nerf_bridge.guidance.gradients import bridge, csd, nfsd, perp_neg, sds
+from nerf_bridge.guidance.gradients import bridge, classifier_free, csd, nfsd, perp_neg, sds
 from nerf_bridge.guidance.schedule import (
     draw_noise,
     draw_times,
@@ -21,6 +21,7 @@ __all__ = [
     "Answer",
     "EncodedWords",
     "bridge",
+    "classifier_free",
     "csd",
     "distillation_loss",
     "draw_noise",

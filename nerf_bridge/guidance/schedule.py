@@ -43,10 +43,8 @@ def t_max_at(step: int, steps: int, settings: GuidanceConfig) -> float:
 
 def t_min_at(step: int, steps: int, settings: GuidanceConfig) -> float:
     """Least noise time at `step`: from t_min to t_min_end, if there is one, while the largest falls too."""
-    if settings.t_min_end is None:
-        return settings.t_min
     fallen = ramp_at(step, steps, settings.t_max_from, settings.t_max_until)
-    return settings.t_min + (settings.t_min_end - settings.t_min) * fallen
+    return settings.t_min + (settings.t_min_last - settings.t_min) * fallen
 
 
 def size_at(step: int, steps: int, settings: RenderConfig) -> int:

@@ -31,6 +31,14 @@ def predict_ends(
     """
     if n_steps == 1:
         return predict(noised, t)
+    alpha, sigma = _levels(prior, t)
+    return (noised - alpha * path_end(prior, predict, noised, t, n_steps)) / sigma
+
+
+def path_end(
+    prior: Prior, predict: Callable[[Tensor, Tensor], Tensor], noised: Tensor, t: Tensor, n_steps: int
+) -> Tensor:
+    """The clean x [m, c, h, w] where the path of `noised` ends; the arguments are those of `predict_ends`."""
     point, end = noised, noised
     for i in range(n_steps):
         now = t * (1 - i / n_steps)
@@ -42,8 +50,7 @@ def predict_ends(
             noise = (point - alpha * end) / sigma
             alpha, sigma = _levels(prior, t * (1 - (i + 1) / n_steps))
             point = alpha * end + sigma * noise
-    alpha, sigma = _levels(prior, t)
-    return (noised - alpha * end) / sigma
+    return end
 
 
 def _levels(prior: Prior, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,6 @@ from nerf_bridge.guidance import (
     guidance_gradient,
     stage_at,
     step_generator,
-    t_max_at,
-    t_min_at,
 )
 from nerf_bridge.mesh.bake import nearest_covered
 from nerf_bridge.mesh.data import UnwrappedMesh
@@ -122,8 +120,8 @@ def view_loss(textured: ColoredMesh, guide: Guide, step: int) -> Tensor:
         textured, cameras, config.render.size, guide.scene.backend, behind, SUPERSAMPLE, light_dir=light
     )
     x = prior.encode_image(images.permute(0, 3, 1, 2))
-    t_min, t_max = (at(config.steps - 1, config.steps, config.guidance) for at in (t_min_at, t_max_at))
-    times = draw_times(config.seed, step, len(x) // group, t_min, t_max)
+    guidance = config.guidance
+    times = draw_times(config.seed, step, len(x) // group, guidance.t_min_last, guidance.t_max_end)
     t = times.repeat_interleave(group).to(x.device)
     noise = draw_noise(config.seed, step, tuple(x.shape)).to(x.device)
     condition = ViewCondition(cameras, told)

@@ -8,7 +8,6 @@ draws one row for each prompt, the camera going once around.
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 from pathlib import Path
 
@@ -16,10 +15,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from nerf_bridge.guidance import classifier_free
+from nerf_bridge.guidance.solver import path_end
 from nerf_bridge.prior.embedded import load_embedded
 from nerf_bridge.prior.protocol import Prior, PromptEmbeddings, ViewCondition
 from nerf_bridge.run.preview import image_grid, save_png
 from nerf_bridge.scene.cameras import turntable_cameras
+
+FIRST_TIME = 0.98  # from which noise alone is taken for a noised image
 
 
 @torch.no_grad()
@@ -40,18 +43,14 @@ def ddim_sample(
     """
     b = len(noise)
     both = PromptEmbeddings.cat([embeddings, null.repeat(b)])
-    x = noise
-    times = torch.linspace(0.98, 0.0, steps + 1, device=noise.device)
-    for now, then in itertools.pairwise(times):
-        predicted = prior.predict_noise(x.repeat(2, 1, 1, 1), now.expand(2 * b), both, condition.repeat(2))
+
+    def predict(points: Tensor, times: Tensor) -> Tensor:
+        predicted = prior.predict_noise(points.repeat(2, 1, 1, 1), times.repeat(2), both, condition.repeat(2))
         text, uncond = predicted.chunk(2)
-        eps = uncond + scale * (text - uncond)
-        alpha, sigma = prior.alpha_sigma(now)
-        clean = ((x - sigma * eps) / alpha.clamp(min=1e-3)).clamp(-1, 1)
-        eps = (x - alpha * clean) / sigma
-        alpha, sigma = prior.alpha_sigma(then)
-        x = alpha * clean + sigma * eps
-    return prior.decode_image(x)
+        return classifier_free(text, uncond, scale)
+
+    begin = torch.full((b,), FIRST_TIME, device=noise.device)
+    return prior.decode_image(path_end(prior, predict, noise, begin, steps))
 
 
 def sample_sheet(prior: Prior, prompts: list[str], views: int, scale: float, seed: int, device: torch.device) -> Tensor:
