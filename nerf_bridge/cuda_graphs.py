@@ -36,12 +36,21 @@ def record(work: Callable[[], Result], pool: Any = None) -> tuple[torch.cuda.CUD
             must be replayed in the order of their recording.
 
     Raises:
-        RuntimeError: `work` cannot be recorded, as when it waits for the GPU or finds no memory.
+        RuntimeError: `work` cannot be recorded, as when it waits for the GPU or finds no memory. Stream and random
+            numbers are then as before.
     """
     graph = torch.cuda.CUDAGraph()
     here = torch.cuda.stream(torch.cuda.current_stream())  # a recording that fails does not come back to it by itself
-    with here, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = work()
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    state = generator.get_state()
+    try:
+        with here, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            result = work()
+    except Exception:
+        usable = torch.Generator(generator.device)  # the other one still takes itself for recorded and draws no more
+        usable.set_state(state)
+        generator.graphsafe_set_state(usable)
+        raise
     return graph, result
 
 

@@ -123,3 +123,22 @@ def test_on_a_gpu_another_thread_may_use_it_meanwhile():
     finally:
         stop.set()
         thread.join()
+
+
+@pytest.mark.cuda
+def test_after_a_recording_that_fails_random_numbers_go_on_where_they_were():
+    torch.cuda.manual_seed(0)
+    x, _ = torch.randn(8, device="cuda"), torch.randn(4, device="cuda")
+    state = torch.cuda.get_rng_state()
+    expected = torch.randn(8, device="cuda")
+    torch.cuda.set_rng_state(state)
+    for work in (lambda: torch.randn(4, device="cuda") + x.sum().item(), lambda: torch.randn(4, device="cuda") / [x]):
+        with pytest.raises((RuntimeError, TypeError)):
+            cuda_graphs.record(work)
+        assert torch.equal(torch.cuda.get_rng_state(), state)
+    assert torch.equal(torch.randn(8, device="cuda"), expected)
+    graph, drawn = cuda_graphs.record(lambda: torch.randn(4, device="cuda"))
+    graph.replay()
+    first = drawn.clone()
+    graph.replay()
+    assert not torch.equal(first, drawn)

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 )
 def test_a_render_and_its_gradients_repeat_to_the_last_bit(device, size):
     """On a GPU cuBLAS wants its workspace to be settled before its first use: hence processes of their own."""
-    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": str(ROOT)}
+    places = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": places}
     command = [sys.executable, deterministic_render.__file__, device, str(size)]
     lines = []
     for _ in range(2):

@@ -204,9 +204,12 @@ def _placement(centred: bool) -> tuple[float, float]:
 
 
 @functools.cache
-@torch.compiler.assume_constant_result  # a graph need not look inside
 def _gpu(device: torch.device) -> tuple[int, int, int]:
     """Ten times the compute capability, bytes of shared memory that a block may take, and multiprocessors of a GPU."""
     of = torch.cuda.get_device_properties(device)
     most_shared = getattr(of, "shared_memory_per_block_optin", ANY_SIZE)  # not in the stubs of all versions
     return 10 * of.major + of.minor, most_shared, of.multi_processor_count
+
+
+# A graph need not look inside: what torch.compiler.assume_constant_result does, which imports seconds of compiler.
+_gpu.__wrapped__._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -130,9 +130,10 @@ def test_memory_that_runs_out_in_the_middle_of_a_step_changes_nothing(lacking, m
     assert same == (lacking < 6)
 
 
-def test_making_one_does_not_wait_for_torchs_compiler():
+def test_a_run_does_not_wait_for_torchs_compiler():
     program = """
 import sys, torch
+import nerf_bridge.pipeline
 from nerf_bridge.ops.adam import SkippingAdam
 p = torch.zeros(4, requires_grad=True)
 o = SkippingAdam([{"params": [p], "lr": 1.0}], (0.9, 0.99), 1e-6, "torch")

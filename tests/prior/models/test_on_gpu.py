@@ -1,5 +1,7 @@
 """On a GPU: guidance that never makes the host wait, and priors whose compiled networks answer as the plain ones do."""
 
+import itertools
+
 import pytest
 import torch
 from prior.models import tiny_models
@@ -82,7 +84,10 @@ def test_down_the_ladder_the_gradient_stays_and_recordings_go(family, tiny_model
     expected = guided(plain, *arguments(plain, settings, 2, "cpu"))
     fast = tiny_models.load(folder, tmp_path, torch.float32, 16, device=CUDA, words_device=CUDA, compile="on")
     given = arguments(fast, settings, 2, "cuda")
-    for rung in RUNGS[:-1]:
+    assert fast.codec.encoder.recordings  # of the arguments' encoding
+    for above, rung in itertools.pairwise(RUNGS[:-1]):
+        guided(fast, *given)
+        assert fast.rung == above
         fast.place(rung)
         network = fast.denoiser.network
         assert isinstance(network, FastNetwork) != rung.stream_network
