@@ -65,7 +65,7 @@ def load_tools(library: Path | None, evaluator: Path | None, device: str, out: P
     """
     if library is None:
         raise UserError(
-            "--library: the packed true shapes are needed; docs/prior.md says how to make the file in a minute"
+            "--library: the packed true shapes are needed; docs/prior.md says how to make the file"
         )
     where = resolve_device(device)
     models, judge = load_library(library), load_judge(evaluator, where)
