@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,29 +30,50 @@ def warm_up(work: Callable[[], object], times: int = WARM_UPS) -> None:
 def record(work: Callable[[], Result], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Result]:
     """The graph of `work`, and its result: tensors that a replay fills.
 
-    Other threads may go on using the GPU, as one that compiles does.
+    Other threads may go on using the GPU, as one that compiles does, but for drawing from its default generator.
 
     Args:
         pool: the memory that the graph lives in, of torch.cuda.graph_pool_handle(), None: its own; graphs that share it
             must be replayed in the order of their recording.
 
     Raises:
-        RuntimeError: `work` cannot be recorded, as when it waits for the GPU or finds no memory. Stream and random
-            numbers are then as before.
+        RuntimeError: `work` cannot be recorded, as when it waits for the GPU or finds no memory. Stream, memory and
+            random numbers are then as before; recordings made earlier that draw random numbers must be made anew.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, device = torch.cuda.CUDAGraph(), torch.cuda.current_device()
+    pool = torch.cuda.graph_pool_handle() if pool is None else pool
     here = torch.cuda.stream(torch.cuda.current_stream())  # a recording that fails does not come back to it by itself
-    generator = torch.cuda.default_generators[torch.cuda.current_device()]
-    state = generator.get_state()
+    state = torch.cuda.default_generators[device].get_state()
     try:
         with here, torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = work()
-    except Exception:
-        usable = torch.Generator(generator.device)  # the other one still takes itself for recorded and draws no more
-        usable.set_state(state)
-        generator.graphsafe_set_state(usable)
+    except BaseException:
+        _end_recording(device, pool)
+        _make_generator_usable(device, state)
         raise
     return graph, result
+
+
+def _end_recording(device: int, pool: Any) -> None:
+    """Let the allocator of `device` go on as without a recording, which one that became invalid forgets to.
+
+    Until then cached memory is neither given back nor taken again. Pinned memory has no such call.
+    """
+    with suppress(RuntimeError):  # where the recording did end
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
+
+
+def _make_generator_usable(device: int, state: Tensor) -> None:
+    """Bring the default generator of `device` back to `state`, in place of one that takes itself for recorded."""
+    generator = torch.cuda.default_generators[device]
+    try:
+        torch.rand(1, device=generator.device)
+        generator.set_state(state)
+    except RuntimeError:  # which torch 2.11 and 2.12 raise at every draw from then on
+        usable = torch.Generator(generator.device)
+        usable.set_state(state)
+        generator.graphsafe_set_state(usable)
 
 
 @dataclass(frozen=True)

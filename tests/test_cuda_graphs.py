@@ -104,13 +104,17 @@ def test_the_oldest_make_room():
 @pytest.mark.cuda
 def test_on_a_gpu_another_thread_may_use_it_meanwhile():
     weight = torch.randn(64, 64, device="cuda", requires_grad=True)
-    x, stop = torch.randn(8, 64, device="cuda"), threading.Event()
+    x, stop, failures = torch.randn(8, 64, device="cuda"), threading.Event(), []
 
     def busy():
-        with torch.cuda.stream(torch.cuda.Stream()):
-            while not stop.is_set():
-                torch.randn(1 << 22, device="cuda").sum().item()
-                torch.cuda.empty_cache()  # so that the next one asks the driver
+        own = torch.Generator("cuda")
+        try:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                while not stop.is_set():
+                    torch.randn(1 << 22, device="cuda", generator=own).sum().item()
+                    torch.cuda.empty_cache()  # so that the next one asks the driver
+        except RuntimeError as error:
+            failures.append(error)
 
     thread = threading.Thread(target=busy)
     thread.start()
@@ -123,6 +127,7 @@ def test_on_a_gpu_another_thread_may_use_it_meanwhile():
     finally:
         stop.set()
         thread.join()
+    assert not failures
 
 
 @pytest.mark.cuda
@@ -142,3 +147,15 @@ def test_after_a_recording_that_fails_random_numbers_go_on_where_they_were():
     first = drawn.clone()
     graph.replay()
     assert not torch.equal(first, drawn)
+
+
+@pytest.mark.cuda
+def test_after_a_recording_that_fails_memory_is_given_back():
+    x = torch.ones(8, device="cuda")
+    with pytest.raises(RuntimeError):
+        cuda_graphs.record(lambda: (torch.zeros(1 << 20, device="cuda"), x.sum().item()))
+    held = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
+    before = torch.cuda.memory_reserved()
+    del held
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= before - (1 << 28)

@@ -64,9 +64,7 @@ def load_tools(library: Path | None, evaluator: Path | None, device: str, out: P
         UserError: the library or the evaluator is missing; says how to get it.
     """
     if library is None:
-        raise UserError(
-            "--library: the packed true shapes are needed; docs/prior.md says how to make the file"
-        )
+        raise UserError("--library: the packed true shapes are needed; docs/prior.md says how to make the file")
     where = resolve_device(device)
     models, judge = load_library(library), load_judge(evaluator, where)
     unknown = sorted({model.noun for model in models if has_noun(model)} - {noun.word for noun in judge.nouns})
