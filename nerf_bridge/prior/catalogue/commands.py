@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior.catalogue.entries import EMBEDDED, ENTRIES, Entry, aliases, find_entry, unknown_model
-from nerf_bridge.prior.catalogue.find import pull, verify_alias
+from nerf_bridge.prior.catalogue.find import is_path, pull, verify_alias, verify_folder
 from nerf_bridge.prior.catalogue.hub import find_cached
 from nerf_bridge.prior.catalogue.lock import LockedModel, lock_path, read_lock
 from nerf_bridge.prior.embedded import LICENCE
+
+logger = logging.getLogger(__name__)
 
 HEADINGS = ("alias", "what", "licence", "commercial", "gated", "network", "on this disk")
 
@@ -48,16 +51,35 @@ def pull_models(names: Sequence[str], to: Path | None, non_commercial: bool) -> 
 
 
 def verify_models(names: Sequence[str]) -> str:
-    """Hash the files of the named models, or of all that were pulled, again. Raises UserError for what is wrong."""
-    entries = _entries(names or [entry.alias for entry in ENTRIES if entry.alias in read_lock(lock_path())])
-    if not entries:
-        return f"no model was pulled yet (lock file {lock_path()})"
-    return "\n".join(_verified(entry) for entry in entries)
+    """Hash the files of the named models and folders again, or of all models that were pulled into the hub's cache.
+
+    Raises:
+        UserError: for everything that is wrong; what is right is logged before.
+    """
+    lines, problems = [], []
+    for name in names or [entry.alias for entry in ENTRIES if entry.alias in read_lock(lock_path())]:
+        try:
+            lines.append(_verified(name, asked=bool(names)))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        for line in lines:
+            logger.info("%s", line)
+        raise UserError("\n".join(problems))
+    return "\n".join(lines) or f"no model was pulled yet (lock file {lock_path()})"
 
 
-def _verified(entry: Entry) -> str:
-    locked = verify_alias(entry)
-    return f"{entry.alias}: {len(locked.sha256)} files as recorded from {locked.repository} at {locked.revision}"
+def _verified(name: str, asked: bool) -> str:
+    """A line for an alias or a folder; an alias that nobody `asked` for may be elsewhere, as after `pull --to`."""
+    if find_entry(name) is None and is_path(name):
+        locked = verify_folder(name)
+    else:
+        (entry,) = _entries([name])
+        recorded = read_lock(lock_path()).get(entry.alias)
+        if not asked and recorded is not None and find_cached(recorded) is None:
+            return f"{entry.alias}: {_state(recorded)}"
+        locked = verify_alias(entry)
+    return f"{name}: {len(locked.sha256)} files as recorded from {locked.repository} at {locked.revision}"
 
 
 def _entries(names: Sequence[str]) -> list[Entry]:
@@ -75,4 +97,4 @@ def _entries(names: Sequence[str]) -> list[Entry]:
 def _state(locked: LockedModel | None) -> str:
     if locked is None:
         return "no"
-    return f"{locked.repository} at {locked.revision[:8]}" if find_cached(locked) else "recorded, but gone"
+    return f"{locked.repository} at {locked.revision[:8]}" if find_cached(locked) else "recorded, not cached"

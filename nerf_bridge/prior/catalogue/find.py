@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 UNKNOWN_LICENCE = "not known: see where the model comes from"
 READ = (".json", ".txt", ".model", ".safetensors")
 COPY_AGAIN = "copy the folder again, whole"
+SAY_NON_COMMERCIAL = "--model.non_commercial true"
 
 
 def is_path(name: str) -> bool:
@@ -52,7 +53,7 @@ def find_model(name: str, non_commercial: bool, offline: bool) -> ModelFolder:
     """
     check_name(name)
     entry = find_entry(name)
-    return _local(name) if entry is None else _of_alias(entry, non_commercial, offline)
+    return _local(name, non_commercial) if entry is None else _of_alias(entry, non_commercial, offline)
 
 
 def find_language_model(name: str, offline: bool) -> ModelFolder:
@@ -64,7 +65,7 @@ def find_language_model(name: str, offline: bool) -> ModelFolder:
     if not (folder / "config.json").is_file():
         helpers = ", ".join(entry.alias for entry in ENTRIES if not entry.is_prior)
         raise UserError(f"guidance.debias: no language model at {name!r}; expected {helpers}, or a folder with one")
-    return _local(name)
+    return _local(name, False)
 
 
 def pull(entry: Entry, non_commercial: bool, to: Path | None = None) -> ModelFolder:
@@ -92,22 +93,33 @@ def pull(entry: Entry, non_commercial: bool, to: Path | None = None) -> ModelFol
 
 def verify_alias(entry: Entry) -> LockedModel:
     """Hash the files of a pulled alias again. Raises UserError when it was not pulled, or is missing or changed."""
-    lock = lock_path()
-    locked = read_lock(lock).get(entry.alias)
-    folder = None if locked is None else find_cached(locked)
-    if locked is None or folder is None:
+    here = _cached(entry)
+    if here is None:
         raise UserError(f"prior {entry.alias} is not on this disk; fetch it: nerf-bridge priors pull {entry.alias}")
-    verify(entry.alias, folder, locked, lock, _fetch_again(entry))
+    folder, locked = here
+    verify(entry.alias, folder, locked, lock_path(), _fetch_again(entry))
+    return locked
+
+
+def verify_folder(name: str) -> LockedModel:
+    """Hash the files of a folder of `pull` with `to` again. Raises UserError when it has no lock, or was changed."""
+    folder = Path(name).expanduser()
+    held = read_lock(folder / LOCK_NAME)
+    if not held:
+        raise UserError(
+            f"{name}: there is no {LOCK_NAME} in it that says what should be there; nerf-bridge priors pull ALIAS "
+            f"--to FOLDER makes a folder with one"
+        )
+    (alias, locked), *_ = held.items()
+    verify(name, folder, locked, folder / LOCK_NAME, _mend_folder(find_entry(alias), folder))
     return locked
 
 
 def _of_alias(entry: Entry, non_commercial: bool, offline: bool) -> ModelFolder:
-    _check_licence(entry, non_commercial, "--model.non_commercial true")
-    lock = lock_path()
-    locked = read_lock(lock).get(entry.alias)
-    folder = None if locked is None else find_cached(locked)
-    if locked is not None and folder is not None:
-        verify(entry.alias, folder, locked, lock, _fetch_again(entry))
+    _check_licence(entry, non_commercial, SAY_NON_COMMERCIAL)
+    if (here := _cached(entry)) is not None:
+        folder, locked = here
+        verify(entry.alias, folder, locked, lock_path(), _fetch_again(entry))
         return _folder(entry, folder, locked)
     if offline:
         raise UserError(
@@ -117,7 +129,14 @@ def _of_alias(entry: Entry, non_commercial: bool, offline: bool) -> ModelFolder:
     return pull(entry, non_commercial)
 
 
-def _local(name: str) -> ModelFolder:
+def _cached(entry: Entry) -> tuple[Path, LockedModel] | None:
+    """Where a pulled alias lies in the hub's cache, and what was recorded of it; None when it is not there."""
+    locked = read_lock(lock_path()).get(entry.alias)
+    folder = None if locked is None else find_cached(locked)
+    return None if locked is None or folder is None else (folder, locked)
+
+
+def _local(name: str, non_commercial: bool) -> ModelFolder:
     """A folder of the user's; checked when it has a lock file of its own, as `priors pull --to` writes it."""
     folder = Path(name).expanduser()
     held = read_lock(folder / LOCK_NAME)
@@ -127,7 +146,9 @@ def _local(name: str) -> ModelFolder:
         return ModelFolder(name, folder, UNKNOWN_LICENCE, str(folder), sha256, COPY_AGAIN)
     (alias, locked), *_ = held.items()
     entry = find_entry(alias)
-    remedy = COPY_AGAIN if entry is None else f"{COPY_AGAIN}, or {_fetch_again(entry, folder)}"
+    if entry is not None:
+        _check_licence(entry, non_commercial, SAY_NON_COMMERCIAL)
+    remedy = _mend_folder(entry, folder)
     verify(name, folder, locked, folder / LOCK_NAME, remedy)
     licence = UNKNOWN_LICENCE if entry is None else entry.licence
     return ModelFolder(name, folder, licence, f"{locked.repository} at {locked.revision}", locked.sha256, remedy)
@@ -156,6 +177,10 @@ def _check_licence(entry: Entry, non_commercial: bool, option: str) -> None:
 def _fetch_again(entry: Entry, to: Path | None = None) -> str:
     option = "" if to is None else f" --to {shlex.quote(str(to))}"
     return f"fetch it again: nerf-bridge priors pull {entry.alias}{option}"
+
+
+def _mend_folder(entry: Entry | None, folder: Path) -> str:
+    return COPY_AGAIN if entry is None else f"{COPY_AGAIN}, or {_fetch_again(entry, folder)}"
 
 
 def _folder(entry: Entry, folder: Path, locked: LockedModel, to: Path | None = None) -> ModelFolder:

@@ -100,6 +100,8 @@ def explain(repository: str, error: Exception) -> str:
         return f"{repository} has been disabled by the hub"
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"{repository} is not on this disk and HF_HUB_OFFLINE forbids to ask the hub; unset it"
+    if isinstance(error.__cause__, errors.HfHubHTTPError):  # a refused download, told as no network
+        return explain(repository, error.__cause__)
     if isinstance(error, errors.LocalEntryNotFoundError | ConnectionError) or type(error).__name__.endswith(
         ("ConnectError", "Timeout", "ConnectTimeout", "ReadTimeout")
     ):

@@ -366,3 +366,42 @@ def test_no_hash_or_revision_is_written_into_the_package():
 
     text = json.dumps([vars(entry) for entry in entries.ENTRIES])
     assert not re.search(r"[0-9a-f]{32}", text)
+
+
+def test_a_folder_that_was_pulled_is_listed_and_verified(published, tmp_path, capsys):
+    folder = tmp_path / "stick"
+    assert run("pull", ALIAS, "--to", str(folder)) == 0 and run("list") == 0
+    assert "recorded, not cached" in capsys.readouterr().out
+    assert run("verify") == 0 and f"{ALIAS}: recorded, not cached" in capsys.readouterr().out
+    assert run("verify", str(folder)) == 0 and f"{folder}: " in capsys.readouterr().out
+    (folder / "vae" / "config.json").write_text("{}")
+    assert run("verify", str(folder)) == 2 and "vae/config.json has sha256" in capsys.readouterr().err
+    (tmp_path / "plain").mkdir()
+    assert run("verify", str(tmp_path / "plain")) == 2 and f"there is no {LOCK_NAME} in it" in capsys.readouterr().err
+
+
+def test_verify_tells_of_every_model(published, tiny_model, capsys, caplog):
+    published.publish(find_entry("sd15").mirrors[0], tiny_model("sd-epsilon"))
+    broken, whole = find_model(ALIAS, False, False), find_model("sd15", False, False)
+    weights(broken).write_bytes(b"other")
+    with caplog.at_level("INFO"):
+        assert run("verify") == 2
+    assert "sd21-base: " in capsys.readouterr().err and whole.path != broken.path
+    assert any(record.getMessage().startswith("sd15: ") for record in caplog.records)
+
+
+def test_a_folder_of_a_model_without_commercial_use_needs_the_choice_too(hub, tiny_model, tmp_path):
+    hub.publish(find_entry("if-m").mirrors[0], tiny_model("if"))
+    assert run("pull", "if-m", "--non-commercial", "--to", str(tmp_path / "stick")) == 0
+    with pytest.raises(UserError, match="if-m is under the licence .*; to use it so, say --model.non_commercial true"):
+        load_prior(str(tmp_path / "stick"))
+    assert load_prior(str(tmp_path / "stick"), settings=ModelConfig(non_commercial=True)).image_size == 16
+
+
+def test_a_refused_download_is_not_told_as_no_network(published, monkeypatch, capsys):
+    def refused(*_, **__):
+        raise errors.LocalEntryNotFoundError("not in the cache") from answer(errors.GatedRepoError, 403)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refused)
+    assert run("pull", ALIAS) == 2
+    assert f"{MIRRORS[0]} is gated; read and accept its terms" in capsys.readouterr().err
