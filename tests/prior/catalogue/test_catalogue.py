@@ -10,7 +10,7 @@ import pytest
 import torch
 from httpx2 import ConnectError
 from huggingface_hub import constants, errors
-from prior.catalogue.fake_hub import FakeHub, answer, install
+from prior.catalogue.fake_hub import answer
 
 from nerf_bridge import cli
 from nerf_bridge.config import ModelConfig
@@ -23,23 +23,6 @@ from nerf_bridge.prior.catalogue.lock import LOCK_NAME, LockedModel, lock_path, 
 
 ALIAS = "sd21-base"
 MIRRORS = find_entry(ALIAS).mirrors
-
-
-@pytest.fixture(autouse=True)
-def hub(tmp_path, monkeypatch):
-    """A hub with nothing on it, and a lock file and a cache of their own."""
-    monkeypatch.setenv("NERF_BRIDGE_LOCK", str(tmp_path / "settings" / "my.lock.json"))
-    monkeypatch.setenv("NERF_BRIDGE_CACHE", str(tmp_path / "cache"))
-    fake = FakeHub(tmp_path / "hub")
-    install(fake, monkeypatch)
-    return fake
-
-
-@pytest.fixture
-def published(hub, tiny_model):
-    """The first mirror has the model."""
-    hub.publish(MIRRORS[0], tiny_model("sd-epsilon"))
-    return hub
 
 
 def run(*words):
