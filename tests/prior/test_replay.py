@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 
 import pytest
 import torch
 
+from nerf_bridge import cuda_graphs
 from nerf_bridge.prior import replay
 from nerf_bridge.prior.replay import MOST_GRAPHS, Replayed
 
@@ -41,8 +41,6 @@ def test_on_a_cpu_every_call_runs_as_it_is():
 class FakeGraph:
     """Stands for a CUDA graph: replaying runs the function again on the captured places."""
 
-    made: list
-
     def replay(self) -> None:
         self.replays = getattr(self, "replays", 0) + 1
 
@@ -70,10 +68,7 @@ class OnGpu:
 def calls(monkeypatch):
     """Shapes with which the function really ran, where capturing is only pretended."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool, capture_error_mode: contextlib.nullcontext())
+    monkeypatch.setattr(cuda_graphs, "record", lambda work: (FakeGraph(), work()))
     return []
 
 
@@ -97,10 +92,10 @@ def test_the_number_of_graphs_is_bounded(calls):
 
 
 def test_a_capture_that_fails_is_told_once_and_the_calls_go_on(calls, monkeypatch, caplog):
-    def refuse(graph, pool, capture_error_mode):
+    def refuse(work):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    monkeypatch.setattr(cuda_graphs, "record", refuse)
     replayed = Replayed(lambda x: calls.append(x.shape) or OnGpu(1))
     with caplog.at_level(logging.WARNING, replay.logger.name):
         for _ in range(4):
