@@ -181,7 +181,7 @@ def run_start(setting: Setting) -> tuple[list[dict], list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         for case in ("start, empty cache", "start, second run"):
             command = [sys.executable, "-m", "benchmarks.guidance_start", "--cache", folder]
-            command += ["--device", setting.device.type, *(["--tiny"] if setting.shrink > 1 else [])]
+            command += ["--device", setting.device.type, "--shrink", str(setting.shrink)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, cwd=ROOT)
             if done.returncode:
                 raise RuntimeError(done.stderr.strip()[-300:])

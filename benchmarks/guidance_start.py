@@ -1,9 +1,10 @@
-"""How soon guidance runs: the first step once the models are on the GPU, and when the compiled network takes over.
+"""How soon a run moves: its first step once the models are on the GPU, and when the compiled network takes over.
 
     python -m benchmarks.guidance_start --cache DIR           one line of JSON; benchmarks.guidance calls it twice
 
-With a new DIR nothing is compiled; the second time everything that can be kept is in it. A step here is the guidance
-alone: encode, predict, and the gradient with respect to the image.
+With a new DIR nothing is compiled; the second time everything that can be kept is in it. A step is the whole one of
+`optimize.training_step` with SD 2.1-base's sizes at 64 x 64, as in the case `step_64`; the first one's time also holds
+the making of the scene. The package's own kernels are built beforehand.
 """
 
 from __future__ import annotations
@@ -19,9 +20,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.guidance_cases import guidance_of
+from benchmarks.guidance_cases import PROMPT
 from benchmarks.guidance_models import FAMILIES, Build, make_prior
+from benchmarks.guidance_steps import STEP_CASES, Runner, make_scene, step_config
+from nerf_bridge.guidance import encode_words
+from nerf_bridge.ops.backend import resolve_backend
+from nerf_bridge.optimize import training_step, view_renderer
 from nerf_bridge.prior.models.fast_network import FastNetwork
+from nerf_bridge.run.state import Progress, build_optimiser
 
 AFTERWARDS = 20  # steps with the compiled network
 PATIENCE = 240.0  # seconds to wait for it
@@ -29,39 +35,41 @@ PATIENCE = 240.0  # seconds to wait for it
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run and print; 0."""
-    parser = argparse.ArgumentParser(description="Time the first guidance step and the compilation.")
-    parser.add_argument("--family", choices=FAMILIES, default="sd21", help="the model (default: sd21)")
+    parser = argparse.ArgumentParser(description="Time the first step of a run, and the compilation.")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="where (default: cuda)")
     parser.add_argument("--cache", type=Path, required=True, help="folder of what is compiled")
-    parser.add_argument("--tiny", action="store_true", help="a trial's sizes")
+    parser.add_argument("--shrink", type=int, default=1, help="tiny networks, pictures so many times smaller")
     options = parser.parse_args(arguments)
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         os.environ[name] = str(options.cache.resolve() / name.split("_")[0].lower())
-    print(json.dumps(measure(options.family, Build(torch.device(options.device), options.tiny))))
+    print(json.dumps(measure(torch.device(options.device), options.shrink)))
     return 0
 
 
-def measure(name: str, build: Build) -> dict[str, float]:
+def measure(device: torch.device, shrink: int) -> dict[str, float]:
     """Seconds: "load" (building, on the device), "first step", "compiled after"; the median "plain", "meanwhile" and
     "compiled" step, and the "slowest meanwhile", the swap in it."""
     torch.manual_seed(0)
-    family, views = FAMILIES[name], 4 if name == "mvdream" else 1
+    backend = resolve_backend(device.type, device)
     began = time.perf_counter()
-    prior = make_prior(family, build, ours=True, when="auto")
-    guide, size = guidance_of(prior, views), build.image_size(family)
-    images = torch.rand(views, 3, size, size, device=build.device).requires_grad_()
-    _wait(build)
+    prior = make_prior(FAMILIES["sd21"], Build(device, shrink > 1), ours=True, when="auto")
+    _wait(device)
     ready = time.perf_counter()
-    seconds = [_step(guide, images, build)]
-    network = prior.denoiser.network
+    config = step_config(STEP_CASES["step_64"]("start"), shrink)
+    scene = make_scene(STEP_CASES["step_64"]("start"), config, backend, device)
+    words = encode_words(prior, PROMPT, config.guidance)
+    runner = Runner(scene, build_optimiser(scene, config), prior, words, config, view_renderer(scene, 0))
+    _step(runner, 0)
+    first = time.perf_counter() - ready
+    network, seconds = prior.denoiser.network, []
     while isinstance(network, FastNetwork) and not _swapped(network) and time.perf_counter() - ready < PATIENCE:
-        seconds.append(_step(guide, images, build))
+        seconds.append(_step(runner, 1 + len(seconds)))
     swapped = time.perf_counter()
-    after = [_step(guide, images, build) for _ in range(AFTERWARDS)]
-    meanwhile = seconds[1:] or seconds
+    after = [_step(runner, 1 + len(seconds) + n) for n in range(AFTERWARDS)]
+    meanwhile = seconds or [first]
     return {
         "load": ready - began,
-        "first step": seconds[0],
+        "first step": first,
         "compiled after": swapped - ready,
         "step meanwhile": statistics.median(meanwhile),
         "slowest meanwhile": max(meanwhile),
@@ -74,16 +82,16 @@ def _swapped(network: FastNetwork) -> bool:
     return all(recording.compiled for recording in network.recordings.values())
 
 
-def _step(guide: object, images: torch.Tensor, build: Build) -> float:
+def _step(of: Runner, step: int) -> float:
     """Seconds of one step, to its end on the device."""
     began = time.perf_counter()
-    torch.autograd.grad(guide(images), images)  # type: ignore[operator]
-    _wait(build)
+    training_step(of.scene, of.optimiser, of.prior, of.words, of.config, Progress(step=step), of.views)
+    _wait(of.scene.device)
     return time.perf_counter() - began
 
 
-def _wait(build: Build) -> None:
-    if build.device.type == "cuda":
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
         torch.cuda.synchronize()
 
 

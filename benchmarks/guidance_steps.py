@@ -108,8 +108,8 @@ class EagerAdamW(torch.optim.AdamW):
         return [p for group in self.param_groups for p in group["params"]]
 
 
-def step_config(case: StepCase, setting: Setting) -> GenerateConfig:
-    """The published settings for this case."""
+def step_config(case: StepCase, shrink: int) -> GenerateConfig:
+    """The published settings for this case, its pictures `shrink` times smaller on a side."""
     changes: dict[str, Any] = load_yaml(ROOT / "configs" / "published-3d.yaml")
     changes |= {
         "prompt": PROMPT,
@@ -119,8 +119,8 @@ def step_config(case: StepCase, setting: Setting) -> GenerateConfig:
         "camera.distance_max": DISTANCE,
         "camera.fovy_min_deg": FOVY_DEG,
         "camera.fovy_max_deg": FOVY_DEG,
-        "render.size": max(512 // setting.shrink, 16),
-        "render.early_size": max(64 // setting.shrink, 16),
+        "render.size": max(512 // shrink, 16),
+        "render.early_size": max(64 // shrink, 16),
         "optim.lr_grid": 1e-12,
         "optim.lr_decoder": 1e-12,
     }
@@ -131,12 +131,12 @@ def step_config(case: StepCase, setting: Setting) -> GenerateConfig:
     return build_config(changes | {f"field.{name}": value for name, value in ball.items()})
 
 
-def make_scene(case: StepCase, setting: Setting, config: GenerateConfig) -> Scene:
+def make_scene(case: StepCase, config: GenerateConfig, backend: str, device: torch.device) -> Scene:
     """The scene as it is while steps are timed."""
-    scene = build_scene(config, setting.backend, setting.device)
+    scene = build_scene(config, backend, device)
     if case.shape == "ball":
-        cells = shell_occupancy(setting.device)
-        scene.occupancy.ema = torch.zeros(cells.shape, device=setting.device)
+        cells = shell_occupancy(device)
+        scene.occupancy.ema = torch.zeros(cells.shape, device=device)
         scene.occupancy.occupied = cells
     else:
         for step in range(OPENING_UPDATES):
@@ -194,8 +194,8 @@ def time_step(case: StepCase, setting: Setting, clock: Clock, kind: str) -> tupl
     Raises:
         RuntimeError: it would not fit into memory.
     """
-    config = step_config(case, setting)
-    scene = make_scene(case, setting, config)
+    config = step_config(case, setting.shrink)
+    scene = make_scene(case, config, setting.backend, setting.device)
     n_samples, visible = view_counts(scene, config, FIRST[case.size])
     plan = Version(kind, list, needs=TWIN_BYTES * n_samples)
     if kind == "eager" and not fits(plan, setting.device):

@@ -68,12 +68,12 @@ def test_ours_and_the_eager_prior_guide_alike(name):
 def test_the_stages_do_what_the_step_does(name):
     """Stage by stage and in one go the same gradients come out, for ours and for the eager step."""
     case = guidance_steps.STEP_CASES[name](name)
-    config = guidance_steps.step_config(case, TRIAL)
+    config = guidance_steps.step_config(case, TRIAL.shrink)
     step = guidance_steps.FIRST[case.size]
     found = []
     for kind in ("eager, our render", "eager"):
         for whole in (True, False):
-            scene = guidance_steps.make_scene(case, TRIAL, config)
+            scene = guidance_steps.make_scene(case, config, TRIAL.backend, TRIAL.device)
             torch.manual_seed(8)
             runner = guidance_steps.make_runner(scene, config, TRIAL, kind)
             if whole:
@@ -129,8 +129,8 @@ def test_the_floors_of_a_step_are_sums_over_what_it_does():
 
 def test_the_light_reaches_only_some_of_the_samples_of_a_ball():
     case = guidance_steps.STEP_CASES["step_512_ball"]("step_512_ball")
-    config = guidance_steps.step_config(case, TRIAL)
-    scene = guidance_steps.make_scene(case, TRIAL, config)
+    config = guidance_steps.step_config(case, TRIAL.shrink)
+    scene = guidance_steps.make_scene(case, config, TRIAL.backend, TRIAL.device)
     samples, visible = guidance_steps.view_counts(scene, config, guidance_steps.FIRST[512])
     assert 0.2 * samples < visible < 0.8 * samples
 
@@ -168,5 +168,5 @@ def test_results_of_several_runs_are_joined():
 
 
 def test_the_first_step_is_timed_without_a_compiler_too():
-    found = guidance_start.measure("if-m", Build(CPU, tiny=True))
+    found = guidance_start.measure(CPU, 32)
     assert found["swapped"] == 0 and 0 < found["first step"] <= found["compiled after"]
