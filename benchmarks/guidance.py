@@ -202,16 +202,17 @@ def rows_of(name: str, measured: dict[str, dict[str, Timing]], floors: dict, cou
 
 
 def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The new results with the old ones' rows of cases that were not run again, of the same device and commit.
+    """The new results with the rows of cases that were not run again, which name their commit where it is another.
 
     Raises:
-        UserError: the old results are of another device or commit.
+        UserError: the old results are of another device or other versions.
     """
-    for key in ("device", "commit"):
+    for key in ("device", "versions"):
         if old[key] != new[key]:
             raise UserError(f"--add: the results file is of the {key} {old[key]!r}, this run of {new[key]!r}")
     again = {row["case"] for row in new["rows"]}
-    kept = [row for row in old["rows"] if row["case"] not in again]
+    kept = [{"commit": old["commit"]} | row for row in old["rows"] if row["case"] not in again]
+    kept = [{k: v for k, v in row.items() if (k, v) != ("commit", new["commit"])} for row in kept]
     remarks = [line for line in old["left_out"] if line.split(",")[0].split(":")[0] not in again]
     rows = new["rows"] + kept
     return new | {"rows": rows, "left_out": new["left_out"] + remarks, "not_measured": not_measured(ROWS_OF, rows)}

@@ -62,7 +62,7 @@ def block(results: Mapping, plot: str) -> str:
     """What stands between the marks: where it was measured, the plot, the table, what was left out."""
     versions = ", ".join(f"{name} {version}" for name, version in sorted(results["versions"].items()))
     settings = ", ".join(f"{name} {value}" for name, value in sorted(results.get("settings", {}).items()))
-    where = f"{results['device']}, {results['date']}, commit {results['commit']}; {versions}"
+    where = f"{results['device']}, {results['date']}, {commits(results)}; {versions}"
     lines = [
         where + (f"; {settings}" if settings else "") + ".",
         "",
@@ -75,6 +75,16 @@ def block(results: Mapping, plot: str) -> str:
     lines += ["", "Left out:", *left_out] if left_out else []
     lines += ["", f"{unasked(results)}."] if unasked(results) else []
     return "\n".join(lines)
+
+
+def commits(results: Mapping) -> str:
+    """At which commit it was measured, and which cases at which other one."""
+    others: dict[str, dict[str, None]] = {}
+    for row in results["rows"]:
+        if "commit" in row:
+            others.setdefault(row["commit"], {})[row["case"]] = None
+    of_others = [f"at commit {commit}: {', '.join(cases)}" for commit, cases in others.items()]
+    return "; ".join([f"commit {results['commit']}", *of_others])
 
 
 def not_measured(names: Iterable[str], rows: Sequence[Mapping]) -> list[str]:
@@ -145,7 +155,7 @@ def text_table(results: Mapping) -> str:
     table = cells(results)
     widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-    return "\n".join([f"{results['device']}, commit {results['commit']}, {results['date']}", *lines, sizes(results)])
+    return "\n".join([f"{results['device']}, {commits(results)}, {results['date']}", *lines, sizes(results)])
 
 
 def device_slug(name: str) -> str:

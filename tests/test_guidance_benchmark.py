@@ -9,7 +9,15 @@ import diffusers
 import pytest
 import torch
 
-from benchmarks import guidance, guidance_cases, guidance_models, guidance_start, guidance_steps, render_cases
+from benchmarks import (
+    guidance,
+    guidance_cases,
+    guidance_models,
+    guidance_start,
+    guidance_steps,
+    render_cases,
+    report,
+)
 from benchmarks.guidance_models import FAMILIES, Build
 from benchmarks.kernel_cases import Setting
 from benchmarks.timing import Ceilings
@@ -155,16 +163,25 @@ def test_a_peer_that_cannot_run_is_left_out_and_ours_is_kept():
 
 
 def test_results_of_several_runs_are_joined():
-    old = {"device": "d", "commit": "c", "left_out": ["a, eager: x", "b, eager: y"]}
+    old = {"device": "d", "versions": {}, "commit": "c", "left_out": ["a, eager: x", "b, eager: y"]}
     old["rows"] = [{"case": "a", "value": 1}, {"case": "b", "value": 2}]
-    new = {"device": "d", "commit": "c", "left_out": [], "rows": [{"case": "a", "value": 3}]}
+    new = {"device": "d", "versions": {}, "commit": "c", "left_out": [], "rows": [{"case": "a", "value": 3}]}
     both = guidance.joined(old, new)
     assert both["not_measured"] == list(guidance.ROWS_OF)
-    assert both["rows"] == [{"case": "a", "value": 3}, {"case": "b", "value": 2}] and both["left_out"] == [
-        "b, eager: y"
-    ]
-    with pytest.raises(UserError, match="the results file is of the commit 'e', this run of 'c'"):
-        guidance.joined(old | {"commit": "e"}, new)
+    assert both["rows"] == [{"case": "a", "value": 3}, {"case": "b", "value": 2}]
+    assert both["left_out"] == ["b, eager: y"]
+    with pytest.raises(UserError, match="the results file is of the device 'e', this run of 'd'"):
+        guidance.joined(old | {"device": "e"}, new)
+
+
+def test_rows_of_another_commit_keep_its_name():
+    first = {"device": "d", "versions": {}, "commit": "one", "left_out": []}
+    first["rows"] = [{"case": "a", "value": 1}, {"case": "b", "value": 2}]
+    second = guidance.joined(first, first | {"commit": "two", "rows": [{"case": "a", "value": 3}]})
+    assert second["rows"] == [{"case": "a", "value": 3}, {"case": "b", "value": 2, "commit": "one"}]
+    third = guidance.joined(second, first | {"commit": "three", "rows": [{"case": "c", "value": 4}]})
+    assert report.commits(third) == "commit three; at commit two: a; at commit one: b"
+    assert guidance.joined(third, first | {"rows": []})["rows"][2] == {"case": "b", "value": 2}
 
 
 def test_the_first_step_is_timed_without_a_compiler_too():
