@@ -28,6 +28,7 @@ def oracle():
     return OraclePrior(image_size=32, supersample=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sds", "csd", "nfsd", "bridge"])
 @pytest.mark.parametrize("view", ["three-quarter", "back"])
 def test_the_image_becomes_what_the_prompt_names(oracle, method, view):

@@ -195,6 +195,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stem", FILES, ids=FILES.values())
 def test_a_disk_that_fills_up(tmp_path, monkeypatch, finished, stem):
     with monkeypatch.context() as patch:

@@ -78,6 +78,7 @@ def compiled(fast):
     return [recording.compiled for recording in fast.recordings.values()]
 
 
+@pytest.mark.slow
 def test_answers_are_the_networks_before_and_after_the_swap(unet, caplog):
     caplog.set_level(logging.INFO)
     expected = [call(unet, seed=seed) for seed in (0, 1)]
@@ -97,6 +98,7 @@ def test_on_waits_for_the_compiled_network(unet):
     assert torch.allclose(call(fast), expected, atol=1e-5) and compiled(fast) == [True]
 
 
+@pytest.mark.slow
 def test_every_shape_is_compiled_one_after_the_other(unet):
     expected = [call(unet, n) for n in (1, 2)]
     fast = FastNetwork(unet, "auto", backend="eager")
@@ -107,6 +109,7 @@ def test_every_shape_is_compiled_one_after_the_other(unet):
     assert compiled(fast) == [True, True] and all(job.error is None for job in fast.jobs.values())
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_leaves_the_plain_network(unet, caplog):
     def broken(graph, inputs):
         raise OSError("no compiler\n here")
@@ -121,6 +124,7 @@ def test_a_compiler_that_fails_leaves_the_plain_network(unet, caplog):
         torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_leaves_no_tensor_behind(unet):
     """The exception's frames would hold what the compiler had made, for as long as the network lives."""
     held = []
@@ -138,6 +142,7 @@ def test_a_compiler_that_fails_leaves_no_tensor_behind(unet):
     assert "out of memory" in job.error and held and held[0]() is None
 
 
+@pytest.mark.slow
 def test_a_recording_that_fails_leaves_no_tensor_behind(unet, monkeypatch):
     held = []
 
@@ -170,6 +175,7 @@ def test_a_compilers_thread_that_ends_early_has_not_succeeded(end, monkeypatch, 
         assert "torch.compile failed, the plain network goes on: it exited with status 3" in caplog.text
 
 
+@pytest.mark.slow
 def test_what_would_compile_anew_when_it_is_recorded_is_given_up(unet, caplog):
     fast = FastNetwork(unet, "auto", backend="eager")
     expected = call(fast)
