@@ -69,8 +69,9 @@ def training_points(index: dict) -> list[Point]:
 def table(points: Sequence[Point]) -> str:
     """Every third look and the last of each training, as Markdown."""
     lines = [
-        "| training | images | seconds | loss | error | azimuth +90° | azimuth +180° | elevation +30° | other words |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| training | images | seconds | loss | error | azimuth +90° | azimuth +180° | elevation +30° | other words "
+        "| error with design | other design |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for number in sorted({point.training for point in points}):
         of_it = [point for point in points if point.training == number]
@@ -78,8 +79,9 @@ def table(points: Sequence[Point]) -> str:
             f = point.figures
             rises = [f"{100 * f[name]:.0f} %" for name in ("rise_azimuth_90", "rise_azimuth_180")]
             rises += [f"{100 * f[name]:.0f} %" for name in ("rise_elevation_30", "rise_words")]
+            told = [f"{f['error_design']:.4f}", f"{100 * f['rise_design']:.0f} %"] if "rise_design" in f else ["", ""]
             shown = [f"{number + 1}", f"{point.images / 1e6:.1f} M", f"{f['seconds']:.0f}"]
-            lines.append("| " + " | ".join([*shown, f"{f['loss']:.4f}", f"{f['error']:.4f}", *rises]) + " |")
+            lines.append("| " + " | ".join([*shown, f"{f['loss']:.4f}", f"{f['error']:.4f}", *rises, *told]) + " |")
     return "\n".join(lines)
 
 

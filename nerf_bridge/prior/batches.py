@@ -23,7 +23,7 @@ TINT_PROBABILITY = 0.55
 DEGRADED_SHARE = 8  # one image in this many is degraded
 PAIR_REPEATS = 2
 TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.08
-DESIGN_TOLD = 0.6  # of the images with words
+DESIGN_TOLD = 0.8  # of the images with words
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ def prepare(
 def draw_repeats(models: Sequence[LibraryModel]) -> list[int]:
     """How often each model stands in the list that is drawn from.
 
-    A noun with n models gets about 8 sqrt(n) places in all. A pair of solids ("blue ball on a red cube") is the only
+    A noun with n models gets about 8 n^0.75 places in all. A pair of solids ("blue ball on a red cube") is the only
     model of its name, but there are hundreds of them and their solids are drawn alone too: it gets PAIR_REPEATS.
     """
     counts = Counter(model.noun for model in models)
     pair = [model.category == PRIMITIVES and not model.face_tintable.any() for model in models]
     return [
-        PAIR_REPEATS if is_pair else max(1, round(8 / counts[model.noun] ** 0.5))
+        PAIR_REPEATS if is_pair else max(1, round(8 / counts[model.noun] ** 0.25))
         for model, is_pair in zip(models, pair, strict=True)
     ]
 

@@ -78,7 +78,7 @@ def with_design(prompt: str, designs: int, wanted: int | None, seed: int) -> str
 
 
 def add_designs(tokens: Tensor, mask: Tensor, design: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """The prompts with their designs' words in the last place.
+    """The prompts with their designs' words in the last place, where no other word is read.
 
     Args:
         tokens, mask: [b, n, width] and [b, n] bool.
@@ -91,7 +91,7 @@ def add_designs(tokens: Tensor, mask: Tensor, design: Tensor, vectors: Tensor) -
     told = design > 0
     last = torch.where(told[:, None], vectors[design.clamp(min=1) - 1].to(tokens), tokens[:, -1])
     with_last = torch.cat([tokens[:, :-1], last[:, None]], 1)
-    return with_last, torch.cat([mask[:, :-1], (mask[:, -1] | told)[:, None]], 1)
+    return with_last, torch.cat([mask[:, :-1], told[:, None]], 1)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from nerf_bridge.prior.unet import (
 from nerf_bridge.run.files import replacing, write_json
 
 LARGEST_SHARD_BYTES = 15 * 2**20
+YOUNGEST = "embed.design.weight"  # weights from before it are as with zeros there, which is how a network begins
 LICENCE = "Apache-2.0; trained on renders of CC0 and CC BY models and of generated shapes, see data/prior/DATA_CARD.md"
 
 
@@ -179,6 +180,7 @@ def load_weights(folder: Path) -> StoredWeights:
                 raise UserError(f"the prior's weight file {folder / name} is damaged: reinstall the package")
             weights |= load(data)
         network = UNet(UNetConfig(**sizes))
+        weights.setdefault(YOUNGEST, network.state_dict()[YOUNGEST])
         network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
         designs = int(index.get("designs", 0))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

@@ -3,7 +3,8 @@
     python -m nerf_bridge.prior.probe --library library.npz
 
 prints the rise of the denoising error with the azimuth wrong by 90 and by 180 degrees, the elevation wrong by 30
-degrees, and the words of another object, on objects whose silhouettes tell these apart.
+degrees, and the words of another object, on objects whose silhouettes tell these apart; told no design. Then the error
+of those whose noun has several models, told their design, and its rise with another model's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from nerf_bridge.errors import UserError
 from nerf_bridge.prior.data.captions import caption_variants
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.pack import load_library
+from nerf_bridge.prior.designs import DesignTable, add_designs, design_table, design_vectors
 from nerf_bridge.prior.embedded import load_embedded
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import Condition, UNet, camera_features, ray_map, schedule
@@ -45,16 +47,27 @@ class Told:
 
 
 @dataclass(frozen=True)
+class ToldDesigns:
+    """The truth with each image's own design, and with the next of its noun; which nouns have `several`, bool [n]."""
+
+    own: Told
+    other: Told
+    several: Tensor
+
+
+@dataclass(frozen=True)
 class AzimuthProbe:
     """Images [n, 3, s, s] in -1..1 of asymmetric objects, what is true of them, and one fixed noise for all.
 
-    Background is mid grey, distance 3, field of view 40 degrees. `nouns`: what each image shows.
+    Background is mid grey, distance 3, field of view 40 degrees. `nouns`: what each image shows; `designs`: None where
+    they are not known, or no noun has several.
     """
 
     images: Tensor
     noise: Tensor
     truth: Told
     nouns: tuple[str, ...]
+    designs: ToldDesigns | None = None
 
     @staticmethod
     def build(
@@ -63,8 +76,12 @@ class AzimuthProbe:
         device: torch.device,
         n_images: int = 192,
         seed: int = 17,
+        designs: DesignTable | None = None,
     ) -> AzimuthProbe:
         """Take views of `models` in a random order until `n_images` are found, at most two of a model.
+
+        Args:
+            designs: of each of `models`, for a network that was told them in training.
 
         Raises:
             UserError: no view is asymmetric.
@@ -72,6 +89,7 @@ class AzimuthProbe:
         generator = torch.Generator().manual_seed(seed)
         images: list[Tensor] = []
         shown: list[LibraryModel] = []
+        rows: list[int] = []
         angles: list[tuple[float, float]] = []
         for i in torch.randperm(2 * len(models), generator=generator).tolist():
             model = models[i % len(models)]
@@ -81,6 +99,7 @@ class AzimuthProbe:
             if image is not None and len(images) < n_images:
                 images.append(image)
                 shown.append(model)
+                rows.append(i % len(models))
                 angles.append((azimuth, elevation))
         if not shown:
             raise UserError(f"none of the {len(models)} models looks different enough from other sides for the probe")
@@ -89,7 +108,8 @@ class AzimuthProbe:
         stacked = torch.stack(images)
         noise = torch.randn(stacked.shape, generator=generator)
         truth = Told(azimuths, elevations, text.to(device), mask.to(device))
-        return AzimuthProbe(stacked.to(device), noise.to(device), truth, tuple(model.noun for model in shown))
+        told = None if designs is None else _told_designs(truth, designs, torch.tensor(rows))
+        return AzimuthProbe(stacked.to(device), noise.to(device), truth, tuple(model.noun for model in shown), told)
 
     def measure(self, network: UNet) -> dict[str, float]:
         """Error of v at TIME when told the truth, and its relative rise when told something wrong."""
@@ -102,8 +122,15 @@ class AzimuthProbe:
             "words": replace(truth, text=truth.text[shifted], text_mask=truth.text_mask[shifted]),
         }
         right = self._error(network, truth)
-        rises = {f"rise_{name}": self._error(network, told) / right - 1 for name, told in wrong.items()}
-        return {"error": right, **rises}
+        figures = {"error": right}
+        figures |= {f"rise_{name}": self._error(network, told) / right - 1 for name, told in wrong.items()}
+        if self.designs is not None:
+            own, other = (
+                float(self.errors(network, told, TIME)[self.designs.several].mean())
+                for told in (self.designs.own, self.designs.other)
+            )
+            figures |= {"error_design": own, "rise_design": other / own - 1}
+        return figures
 
     def _error(self, network: UNet, told: Told) -> float:
         return float(self.errors(network, told, TIME).mean())
@@ -126,6 +153,21 @@ class AzimuthProbe:
             v = network(noised[rows].to(dtype), t[rows], part).float()
             found.append(((v - target[rows]) ** 2).mean((1, 2, 3)))
         return torch.cat(found)
+
+
+def _told_designs(truth: Told, designs: DesignTable, rows: Tensor) -> ToldDesigns | None:
+    """`truth` with the designs of the models in `rows` [n], and with others of the same nouns; None: there are none."""
+    table = designs.to(truth.text.device)
+    rows = rows.to(truth.text.device)
+    own, every = table.first[rows], table.every[rows]
+    vectors = design_vectors(truth.text.shape[-1]).to(truth.text.device)
+
+    def telling(design: Tensor) -> Told:
+        text, mask = add_designs(truth.text, truth.text_mask, design, vectors)
+        return replace(truth, text=text, text_mask=mask)
+
+    several = every > 1
+    return ToldDesigns(telling(own), telling(own % every + 1), several) if bool(several.any()) else None
 
 
 def own_caption(model: LibraryModel) -> str:
@@ -177,7 +219,8 @@ def main() -> None:
     held_out = arguments.models == "holdout"
     models = [model for model in load_library(arguments.library) if model.holdout == held_out]
     prior = load_embedded("cpu", arguments.weights)
-    probe = AzimuthProbe.build(models, prior.text_encoder, torch.device("cpu"))
+    designs = design_table([model.noun for model in models]) if prior.designs and not held_out else None
+    probe = AzimuthProbe.build(models, prior.text_encoder, torch.device("cpu"), designs=designs)
     figures = {"images": len(probe.images), **probe.measure(prior.network)}
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
 

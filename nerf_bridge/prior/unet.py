@@ -3,6 +3,7 @@
 Built for speed on a laptop and on a GPU alike: channels-last, layer norm over channels without affine parameters,
 convolutions without bias, pixel-unshuffle in front. The camera enters three ways, since azimuth is the hardest thing
 for it to learn: together with the text into the time embedding, as tokens of the cross-attention, and as a ray map.
+The design (designs.py) goes with the text into the time embedding, besides being one of its words.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Condition:
     """What the network is told about a batch of b images.
 
     Args:
-        text: last hidden states of the text encoder, [b, text_length, text_width].
+        text: last hidden states of the text encoder, [b, text_length, text_width]; the last place is the design's.
         text_mask: which tokens are words, [b, text_length], bool; all false is the empty prompt.
         camera: camera_features(...), [b, CAMERA_FEATURES]; zero where unknown.
         rays: Pluecker ray map at half the image size, [b, RAY_PLANES, h, w]; zero where unknown.
@@ -170,15 +171,18 @@ class ConditionEmbedding(nn.Module):
         self.time = nn.Sequential(nn.Linear(256, e), nn.SiLU(), nn.Linear(e, e))
         self.text = nn.Linear(config.text_width, e)
         self.pooled = nn.Linear(config.text_width, e)
+        self.design = nn.Linear(config.text_width, e, bias=False)
         self.camera = nn.Sequential(nn.Linear(CAMERA_FEATURES, e), nn.SiLU(), nn.Linear(e, e))
         self.joint = nn.Sequential(nn.Linear(3 * e, e), nn.SiLU(), nn.Linear(e, e))
         self.camera_tokens = nn.Linear(e, 2 * e)
         self.pad_token = nn.Parameter(torch.randn(e) * 0.02)
+        nn.init.zeros_(self.design.weight)
 
     def forward(self, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         mask = condition.text_mask[..., None]
         pooled = (condition.text * mask).sum(1) / mask.sum(1).clamp(min=1)
-        pooled, camera = self.pooled(pooled), self.camera(condition.camera)
+        pooled = self.pooled(pooled) + self.design(condition.text[:, -1] * mask[:, -1])
+        camera = self.camera(condition.camera)
         joint = self.joint(torch.cat([pooled, camera, pooled * camera], -1))
         embedding = functional.silu(self.time(time_features(t).to(joint.dtype)) + joint)
         words = torch.where(mask, self.text(condition.text), self.pad_token)

@@ -48,6 +48,7 @@ def test_a_design_takes_the_last_place() -> None:
     tokens, mask = torch.randn(3, 5, 16), torch.tensor([[True, True, False, False, False]] * 2 + [[True] * 5])
     vectors = design_vectors(16)
     told, seen = add_designs(tokens, mask, torch.tensor([0, 7, 2]), vectors)
+    assert not add_designs(tokens, mask, torch.zeros(3, dtype=torch.long), vectors)[1][:, -1].any()  # no word is there
     assert torch.equal(told[0], tokens[0]) and torch.equal(seen[0], mask[0])
     assert torch.equal(told[1:, -1], vectors[[6, 1]]) and torch.equal(told[:, :-1], tokens[:, :-1])
     assert seen[1].tolist() == [True, True, False, False, True] and seen[2].all()

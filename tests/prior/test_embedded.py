@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.paths import data_path
@@ -84,6 +84,21 @@ def test_weights_come_back_as_they_were_saved(tmp_path):
     assert index["training"] == {"models": 3} and index["sha256"] == sha256
     for name, digest in sha256.items():
         assert hashlib.sha256((tmp_path / "new" / "weights" / name).read_bytes()).hexdigest() == digest
+
+
+def test_weights_from_before_the_designs_path_are_as_they_were(tmp_path):
+    network = tiny_network()
+    save_weights(network, tmp_path, {})
+    (name,) = json.loads((tmp_path / "index.json").read_text())["sha256"]
+    kept = {key: value for key, value in load_file(tmp_path / name).items() if key != embedded.YOUNGEST}
+    data = save(kept)
+    (tmp_path / name).write_bytes(data)
+    index = json.loads((tmp_path / "index.json").read_text())
+    index["sha256"][name] = hashlib.sha256(data).hexdigest()
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    loaded = load_weights(tmp_path).network
+    assert not loaded.embed.design.weight.any()
+    assert torch.equal(loaded.conv_in.weight, network.conv_in.weight.half().float())
 
 
 def test_large_weights_are_split_into_files_below_the_limit(tmp_path, monkeypatch):

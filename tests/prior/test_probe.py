@@ -10,6 +10,7 @@ from nerf_bridge.errors import UserError
 from nerf_bridge.prior import probe
 from nerf_bridge.prior.data.pack import pack_library
 from nerf_bridge.prior.data.primitives import build_primitives
+from nerf_bridge.prior.designs import design_table
 from nerf_bridge.prior.embedded import save_weights
 from nerf_bridge.prior.probe import AzimuthProbe
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
@@ -115,6 +116,20 @@ def test_a_network_that_listens_shows_what_it_listens_to(measured, part, rises):
 def test_rays_tell_the_camera_too(measured):
     figures = measured.measure(Listener(measured, ("rays",)))
     assert figures["rise_azimuth_180"] > figures["rise_elevation_30"] > 0.5
+
+
+def test_a_network_that_listens_to_the_design_shows_it(models, encoder):
+    """On the images whose noun has several models, as if every second pair of models were two of a "thing"."""
+    nouns = ["thing" if i % 4 < 2 else model.name for i, model in enumerate(models)]
+    with_designs = AzimuthProbe.build(models, encoder, CPU, n_images=6, designs=design_table(nouns))
+    several = with_designs.designs.several
+    things = {model.noun for model, noun in zip(models, nouns, strict=True) if noun == "thing"}
+    assert several.tolist() == [noun in things for noun in with_designs.nouns] and 0 < several.sum() < 6
+    listener = Listener(with_designs, ("text",))
+    listener.known = probe._condition(with_designs.designs.own, 32, torch.float32)
+    figures = with_designs.measure(listener)
+    assert figures["error_design"] == pytest.approx(0.01, rel=1e-3) and figures["rise_design"] > 0.5
+    assert AzimuthProbe.build(models[-12:], encoder, CPU, 6, designs=design_table(range(12))).designs is None
 
 
 def test_the_command_prints_the_figures(models, tmp_path, monkeypatch, capsys):

@@ -44,6 +44,20 @@ def test_output_has_the_shape_of_the_images_and_samples_are_independent() -> Non
     assert torch.allclose(together[1:2], alone, atol=1e-5)
 
 
+def test_the_last_word_is_the_designs() -> None:
+    """It goes into the time embedding too, where it is seen: other words there do not have the same effect."""
+    network, told = tiny_network(), condition(2)
+    noised, t = torch.randn(2, 3, 16, 16), torch.tensor([0.7, 0.7])
+    base = network(noised, t, told)
+    network.embed.design.weight.data.zero_()
+    plain = network(noised, t, told)
+    assert (base - plain).abs().amax((1, 2, 3)).min() > 1e-3
+    told.text_mask[1, -1] = False
+    hidden = network(noised, t, told)
+    network.embed.design.weight.data.normal_()
+    assert torch.equal(network(noised, t, told)[1], hidden[1])
+
+
 def test_every_part_of_the_condition_matters() -> None:
     network, told = tiny_network(), condition(1)
     noised, t = torch.randn(1, 3, 16, 16), torch.tensor([0.7])
