@@ -289,7 +289,7 @@ def render_views(
     background, told = backgrounds(scene, config, cameras, size, step, part)
     views = views or GraphedRender(scene, enabled=False)
     rendering = views(cameras, size, background, shading, light[0] if light else None, jitter, samples_at_once)
-    return rendering, ViewCondition(cameras, told)
+    return rendering, ViewCondition(cameras, told, together=len(cameras))
 
 
 def backgrounds(

@@ -139,7 +139,8 @@ def test_inner_steps_go_on_towards_one_answer_without_asking_again():
         step(config, scene, optimiser, Progress(), prior)
         assert prior.steps == 1
         assert {int(state["step"]) for state in optimiser.state.values()} == {inner}
-        rendering, _ = render_views(scene, config, 0)
+        rendering, told = render_views(scene, config, 0)
+        assert told.together == len(told.cameras) == config.camera.views  # views of one object
         distances.append(rendering.color.detach())
     config, scene, _ = make(camera__views=3)
     before = render_views(scene, config, 0)[0].color.detach()

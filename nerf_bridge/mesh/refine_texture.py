@@ -124,7 +124,7 @@ def view_loss(textured: ColoredMesh, guide: Guide, step: int) -> Tensor:
     times = draw_times(config.seed, step, len(x) // group, guidance.t_min_last, guidance.t_max_end)
     t = times.repeat_interleave(group).to(x.device)
     noise = draw_noise(config.seed, step, tuple(x.shape)).to(x.device)
-    condition = ViewCondition(cameras, told)
+    condition = ViewCondition(cameras, told, together=len(cameras))
     grad_x = guidance_gradient(prior, x.detach(), t, noise, guide.words, condition, config.guidance, stage)
     return distillation_loss(x, grad_x)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from nerf_bridge.prior.data.primitives import CATEGORY as PRIMITIVES
 from nerf_bridge.prior.degrade import FLAWS, degrade, draw_flaws
 from nerf_bridge.prior.designs import DesignTable, add_designs, design_table, design_vectors
 from nerf_bridge.prior.text import TextEncoder
-from nerf_bridge.prior.unet import Condition, camera_features, ray_map
+from nerf_bridge.prior.unet import TOGETHER, Condition, camera_features, ray_map
 from nerf_bridge.prior.views import RenderedViews, camera_numbers, compose
 
 TINT_PROBABILITY = 0.55
@@ -104,36 +104,58 @@ def draw_repeats(models: Sequence[LibraryModel]) -> list[int]:
     ]
 
 
-def draw_batch(data: TrainingData, b: int) -> Batch:
-    """Draw models, views, tints, backgrounds and captions; the first b / DEGRADED_SHARE images are degraded."""
+def draw_batch(data: TrainingData, b: int, in_sets: int = 0) -> Batch:
+    """Draw models, views, tints, backgrounds and captions; one in DEGRADED_SHARE images is degraded.
+
+    Args:
+        in_sets: so many of the images, the first ones, come in sets of TOGETHER: views of one model in one tint and
+            state, told in the same words. A multiple of TOGETHER.
+    """
     device = data.draw.device
-    models = data.draw[torch.randint(len(data.draw), (b,), device=device)]
+    leader = torch.arange(b, device=device)  # whose draws an image has
+    leader = torch.where(leader < in_sets, leader // TOGETHER * TOGETHER, leader)
+    models = data.draw[torch.randint(len(data.draw), (b,), device=device)][leader]
     rows = models * data.views.per_model + torch.randint(data.views.per_model, (b,), device=device)
     n_tints, _, n_variants = data.captions.shape[1:]
     state = torch.zeros(b, dtype=torch.long, device=device)
-    n_degraded = b // DEGRADED_SHARE
-    state[:n_degraded] = 1 + draw_flaws(n_degraded, device)
+    flawed = degraded_rows(b, in_sets, device)
+    state[flawed] = 1 + draw_flaws(len(flawed), device)
+    state = state[leader]
     tint = torch.randint(1, n_tints, (b,), device=device) * (torch.rand(b, device=device) < TINT_PROBABILITY)
-    variant = torch.randint(n_variants, (b,), device=device)
-    tint = tint * data.usable[models, tint]
+    variant = torch.randint(n_variants, (b,), device=device)[leader]
+    tint = tint[leader] * data.usable[models, tint[leader]]
     caption = data.captions[models, tint, state, variant]
-    spread = data.tint_spread[tint - 1] * torch.randn(b, 3, device=device)
+    spread = data.tint_spread[tint - 1] * torch.randn(b, 3, device=device)[leader]
     background = random_backgrounds(b, device)
     images = compose(data.views.layers[rows], (data.tint_mean[tint - 1] + spread).clamp(0, 1), tint > 0, background)
-    images[:n_degraded] = degrade(images[:n_degraded], state[:n_degraded] - 1)
-    return Batch(2 * images - 1, draw_condition(data, models, rows, caption, background))
+    images[flawed] = degrade(images[flawed], state[flawed] - 1)
+    condition = draw_condition(data, models, rows, caption, background, leader)
+    return Batch(2 * images - 1, replace(condition, in_sets=in_sets))
 
 
-def draw_condition(data: TrainingData, models: Tensor, rows: Tensor, caption: Tensor, background: Tensor) -> Condition:
-    """What the network is told, with design, text and camera dropped at random so that it learns to do without."""
+def degraded_rows(b: int, in_sets: int, device: torch.device) -> Tensor:
+    """Which of b images are degraded: the first sets, and the first of the images that are in none."""
+    rows = torch.arange(b, device=device)
+    of_sets = in_sets // (DEGRADED_SHARE * TOGETHER) * TOGETHER
+    return torch.cat([rows[:of_sets], rows[in_sets : in_sets + (b - in_sets) // DEGRADED_SHARE]])
+
+
+def draw_condition(
+    data: TrainingData, models: Tensor, rows: Tensor, caption: Tensor, background: Tensor, leader: Tensor
+) -> Condition:
+    """What the network is told, with design, text and camera dropped at random so that it learns to do without.
+
+    The words, and whether they are told, are those of the image's `leader` [b].
+    """
     chance = torch.rand(4, len(rows), device=rows.device)
+    chance[2:] = chance[2:, leader]
     known = chance[0] >= CAMERA_DROPOUT
     azimuth_rad, elevation_rad, distance, fovy_rad = data.features[rows].unbind(-1)
     camera = camera_features(azimuth_rad, elevation_rad, distance, fovy_rad, background, known)
     camera = camera * (known | (chance[1] < 0.5))[:, None]  # half of the hidden cameras hide the background too
     cameras = data.views.cameras
     rays = ray_map(cameras.c2w[rows], cameras.fovy_rad[rows], data.views.layers.shape[-1] // 2)
-    design = data.designs.draw(models) * (chance[3] < DESIGN_TOLD)
+    design = data.designs.draw(models)[leader] * (chance[3] < DESIGN_TOLD)
     text, mask = add_designs(data.text[caption], data.text_mask[caption], design, data.design_words)
     mask = mask & (chance[2] >= TEXT_DROPOUT)[:, None]
     bf16 = torch.bfloat16

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from nerf_bridge.prior.text import TEXT_WEIGHTS_SHA256, TextEncoder, text_encode
 from nerf_bridge.prior.unet import (
     CAMERA_FEATURES,
     RAY_PLANES,
+    TOGETHER,
     Condition,
     UNet,
     UNetConfig,
@@ -45,6 +47,7 @@ class EmbeddedPrior:
 
     Attributes:
         designs: how many designs of a noun a prompt may name, see designs.py; 0: it was trained without.
+        together: views of an object that it denoises together where there are so many; 1: it was trained without.
     """
 
     name = "embedded"
@@ -53,7 +56,13 @@ class EmbeddedPrior:
     x_limit: float | None = 1.0
 
     def __init__(
-        self, network: UNet, text_encoder: TextEncoder, device: torch.device, sha256: dict[str, str], designs: int = 0
+        self,
+        network: UNet,
+        text_encoder: TextEncoder,
+        device: torch.device,
+        sha256: dict[str, str],
+        designs: int = 0,
+        together: int = 1,
     ):
         self.image_size = network.config.image_size
         self.device = device
@@ -61,8 +70,8 @@ class EmbeddedPrior:
         self.network = channels_last(network.to(device, self.dtype)).eval().requires_grad_(False)
         self.text_encoder = text_encoder.to(device)
         self.sha256 = sha256
-        self.designs = designs
-        self._replayed = Replayed(self._predict)
+        self.designs, self.together = designs, together
+        self._replayed = {n: Replayed(functools.partial(self._predict, n)) for n in {1, together}}
 
     def info(self) -> PriorInfo:
         """Name, licence and hashes."""
@@ -106,10 +115,14 @@ class EmbeddedPrior:
         On a GPU it is replayed from a CUDA graph, one for each batch size.
         """
         views = () if condition is None else _view_tensors(condition)
-        return self._replayed(noised, t, embeddings.tokens, embeddings.mask, *views)
+        together = 1 if condition is None or condition.together % self.together else self.together
+        return self._replayed[together](noised, t, embeddings.tokens, embeddings.mask, *views)
 
-    def _predict(self, noised: Tensor, t: Tensor, tokens: Tensor, mask: Tensor, *views: Tensor) -> Tensor:
-        v = self.network(noised.to(self.dtype), t, self._condition(tokens, mask, views)).float()
+    def _predict(
+        self, together: int, noised: Tensor, t: Tensor, tokens: Tensor, mask: Tensor, *views: Tensor
+    ) -> Tensor:
+        told = replace(self._condition(tokens, mask, views), in_sets=len(noised) if together > 1 else 0)
+        v = self.network(noised.to(self.dtype), t, told).float()
         alpha, sigma = schedule(t.float())
         return alpha[:, None, None, None] * v + sigma[:, None, None, None] * noised
 
@@ -149,7 +162,7 @@ def load_embedded(device: torch.device | str, folder: Path | None = None) -> Emb
     stored = load_weights(folder)
     text_encoder = TextEncoder(text_encoder_folder(), stored.network.config.text_length)
     sha256 = stored.sha256 | {"text encoder": TEXT_WEIGHTS_SHA256}
-    return EmbeddedPrior(stored.network, text_encoder, torch.device(device), sha256, stored.designs)
+    return EmbeddedPrior(stored.network, text_encoder, torch.device(device), sha256, stored.designs, stored.together)
 
 
 @dataclass(frozen=True)
@@ -160,11 +173,13 @@ class StoredWeights:
         network: in float32.
         sha256: of each file.
         designs: how many designs of a noun it was told in training.
+        together: views of an object that it was trained to denoise together, TOGETHER or 1.
     """
 
     network: UNet
     sha256: dict[str, str]
     designs: int
+    together: int
 
 
 def load_weights(folder: Path) -> StoredWeights:
@@ -182,14 +197,16 @@ def load_weights(folder: Path) -> StoredWeights:
         network = UNet(UNetConfig(**sizes))
         weights.setdefault(YOUNGEST, network.state_dict()[YOUNGEST])
         network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
-        designs = int(index.get("designs", 0))
+        designs, together = int(index.get("designs", 0)), int(index.get("together", 1))
+        if together not in (1, TOGETHER):
+            raise ValueError(f"views together: {together}, known are 1 and {TOGETHER}")
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = one_line(error, 300)
         raise UserError(f"cannot load the prior's weights from {folder}: {reason}; reinstall the package") from None
-    return StoredWeights(network, index["sha256"], designs)
+    return StoredWeights(network, index["sha256"], designs, together)
 
 
-def save_weights(network: UNet, folder: Path, training: dict, designs: int = 0) -> None:
+def save_weights(network: UNet, folder: Path, training: dict, designs: int = 0, together: int = 1) -> None:
     """Write half-precision safetensors shards of at most 15 MiB, and index.json with sizes, hashes and the rest."""
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
@@ -208,5 +225,6 @@ def save_weights(network: UNet, folder: Path, training: dict, designs: int = 0) 
             aside = renamed_at_the_end.enter_context(replacing(path))
             save_file(shard, aside)
             sha256[path.name] = hashlib.sha256(aside.read_bytes()).hexdigest()
-    index = {"network": asdict(network.config), "designs": designs, "sha256": sha256, "training": training}
+    told = {"designs": designs, "together": together}
+    index = {"network": asdict(network.config)} | told | {"sha256": sha256, "training": training}
     write_json(folder / "index.json", index)

@@ -68,19 +68,20 @@ class PromptEmbeddings:
 
 @dataclass(frozen=True)
 class ViewCondition:
-    """Where each image was taken from and what is behind its object."""
+    """Where each image was taken from, what is behind its object, and how many in a row show the same object."""
 
     cameras: Cameras  # b cameras
     background: Tensor  # [b, 3] in 0..1
     camera_known: Tensor | None = None  # [b] bool, False hides the camera of that image; none: all are known
+    together: int = 1  # views in a row of one object by one prompt, which b is a multiple of
 
     def repeat(self, times: int) -> ViewCondition:
         """The whole list `times` times over, as PromptEmbeddings.repeat does."""
         known = None if self.camera_known is None else self.camera_known.repeat(times)
-        return ViewCondition(self.cameras.repeat(times), self.background.repeat(times, 1), known)
+        return ViewCondition(self.cameras.repeat(times), self.background.repeat(times, 1), known, self.together)
 
     def select(self, rows: Sequence[int] | slice) -> ViewCondition:
-        """The views `rows`, in that order."""
+        """The views `rows`, in that order, each for itself."""
         known = None if self.camera_known is None else self.camera_known[rows]
         return ViewCondition(self.cameras[rows], self.background[rows], known)
 

@@ -56,7 +56,7 @@ def ddim_sample(
 def sample_sheet(prior: Prior, prompts: list[str], views: int, scale: float, seed: int, device: torch.device) -> Tensor:
     """Images [prompts * views, 3, h, w]: each prompt from `views` azimuths at 15 degrees of elevation, on white."""
     cameras = turntable_cameras(views, math.radians(15), 3.0, math.radians(40)).to(device)
-    condition = ViewCondition(cameras, torch.ones(views, 3, device=device))
+    condition = ViewCondition(cameras, torch.ones(views, 3, device=device), together=views)
     null = prior.encode_prompts([""])
     generator = torch.Generator().manual_seed(seed)
     rows = []

@@ -32,7 +32,7 @@ from nerf_bridge.prior.embedded import load_weights, save_weights
 from nerf_bridge.prior.fresh_views import FreshViews
 from nerf_bridge.prior.probe import AzimuthProbe
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
-from nerf_bridge.prior.unet import Condition, UNet, UNetConfig, channels_last, schedule
+from nerf_bridge.prior.unet import TOGETHER, Condition, UNet, UNetConfig, channels_last, schedule
 from nerf_bridge.prior.views import render_library
 
 logger = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 def draw_times(b: int, device: torch.device) -> Tensor:
-    """Half uniform in (0, 1), half in [0.7, 0.98], where the camera is learned."""
+    """Half uniform in (0, 1), half in [0.7, 0.98], where the camera is learned; all of a set in the same half."""
     u = torch.rand(b, device=device)
-    high = torch.arange(b, device=device) % 2 == 0
+    high = torch.arange(b, device=device) // TOGETHER % 2 == 0
     return torch.where(high, 0.7 + 0.28 * u, 0.001 + 0.998 * u)
 
 
@@ -103,7 +103,7 @@ class FlatParameters:
 class Trainer:
     """The two captured graphs of a training step, and the tensors that steer them."""
 
-    def __init__(self, network: UNet, data: TrainingData, batch: int):
+    def __init__(self, network: UNet, data: TrainingData, batch: int, in_sets: int = 0):
         self.flat = FlatParameters(network)
         device = self.flat.master.device
         self.lr = torch.zeros((), device=device)
@@ -115,12 +115,12 @@ class Trainer:
             [self.flat.master], lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=True
         )
         compiled = torch.compile(network, dynamic=False)
-        self.backward_graph = capture(lambda: self._backward(compiled, data, batch))
+        self.backward_graph = capture(lambda: self._backward(compiled, data, batch, in_sets))
         self.update_graph = capture(self._update)
 
-    def _backward(self, network: Network, data: TrainingData, batch: int) -> None:
+    def _backward(self, network: Network, data: TrainingData, batch: int, in_sets: int) -> None:
         self.flat.gradient.zero_()
-        loss = diffusion_loss(network, draw_batch(data, batch))
+        loss = diffusion_loss(network, draw_batch(data, batch, in_sets))
         loss.backward()
         self.loss.lerp_(loss.detach(), 0.01)
 
@@ -217,6 +217,10 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the weights that lie in --out")
     parser.add_argument("--minutes", type=float, default=15.0, help="training time, rendering not counted")
     parser.add_argument("--batch", type=int, default=256, help="images a step on each GPU")
+    parser.add_argument(
+        "--in-sets", type=int, default=0,
+        help=f"so many images of a step in sets of {TOGETHER} views of one object, denoised together (default: 0)",
+    )  # fmt: skip
     parser.add_argument("--lr", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--views", type=int, default=100, help="views of each model at a time on each GPU")
     parser.add_argument("--threads", type=int, help="threads that render; default: all cores, shared by the processes")
@@ -235,6 +239,10 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     """Render, train and save."""
+    if arguments.in_sets % TOGETHER or not 0 <= arguments.in_sets <= arguments.batch:
+        raise UserError(
+            f"--in-sets: expected a multiple of {TOGETHER} up to --batch ({arguments.batch}), got {arguments.in_sets}"
+        )
     start, earlier = where_to_start(arguments)
     config = UNetConfig()
     models = [model for model in load_library(arguments.library) if not model.holdout]
@@ -250,12 +258,13 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     data = prepare(models, captions, views, encoder, torch.device("cuda"))
     probe = AzimuthProbe.build(models, encoder, torch.device("cuda"), designs=data.designs)
     torch.manual_seed(arguments.seed + 1 + rank)
-    trainer = Trainer(channels_last(network.to("cuda")), data, arguments.batch)
-    options = {name: getattr(arguments, name) for name in ("batch", "lr", "views", "minutes", "seed")}
+    trainer = Trainer(channels_last(network.to("cuda")), data, arguments.batch, arguments.in_sets)
+    options = {name: getattr(arguments, name) for name in ("batch", "in_sets", "lr", "views", "minutes", "seed")}
+    together = TOGETHER if arguments.in_sets else 1
     training = {"gpus": world, "models": len(models), **options}
 
     def keep(averaged: UNet, log: list[dict]) -> None:
-        save_weights(averaged, arguments.out, training | {"log": log, "earlier": earlier}, DESIGNS)
+        save_weights(averaged, arguments.out, training | {"log": log, "earlier": earlier}, DESIGNS, together)
 
     fresh = FreshViews(models, arguments.views, seed + world, config.image_size, max(1, threads - 1))
     renew = functools.partial(fresh.replace_one, data)

@@ -3,7 +3,8 @@
 Built for speed on a laptop and on a GPU alike: channels-last, layer norm over channels without affine parameters,
 convolutions without bias, pixel-unshuffle in front. The camera enters three ways, since azimuth is the hardest thing
 for it to learn: together with the text into the time embedding, as tokens of the cross-attention, and as a ray map.
-The design (designs.py) goes with the text into the time embedding, besides being one of its words.
+The design (designs.py) goes with the text into the time embedding, besides being one of its words. Views of one object
+may be denoised together: then the self-attention of each reads all of them, and nothing else is different.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn import functional
 CAMERA_FEATURES = 13
 RAY_PLANES = 6
 HEAD_WIDTH = 64
+TOGETHER = 4  # views of a set that are denoised together
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class Condition:
         text_mask: which tokens are words, [b, text_length], bool; all false is the empty prompt.
         camera: camera_features(...), [b, CAMERA_FEATURES]; zero where unknown.
         rays: Pluecker ray map at half the image size, [b, RAY_PLANES, h, w]; zero where unknown.
+        in_sets: so many of the images, the first ones, come in sets of TOGETHER views of one object; a multiple of it.
     """
 
     text: Tensor
     text_mask: Tensor
     camera: Tensor
     rays: Tensor
+    in_sets: int = 0
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -74,7 +78,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels, then cross-attention to the words and the camera."""
+    """Self-attention over the pixels, of a whole set where there is one, then cross-attention to words and camera."""
 
     def __init__(self, channels: int, context: int):
         super().__init__()
@@ -87,11 +91,17 @@ class AttentionBlock(nn.Module):
         nn.init.zeros_(self.out_self.weight)
         nn.init.zeros_(self.out_cross.weight)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, in_sets: int) -> Tensor:
         b, c, height, width = x.shape
         tokens = x.permute(0, 2, 3, 1).reshape(b, height * width, c)
-        q, k, v = (self._split(part) for part in self.qkv(functional.layer_norm(tokens, (c,))).chunk(3, -1))
-        tokens = tokens + self.out_self(self._attend(q, k, v))
+        qkv = self.qkv(functional.layer_norm(tokens, (c,)))
+        of_sets = qkv[:in_sets].reshape(in_sets // TOGETHER, TOGETHER * height * width, 3 * c)
+        seen = [
+            self._attend(*(self._split(part) for part in rows.chunk(3, -1)))
+            for rows in (of_sets, qkv[in_sets:])
+            if len(rows)
+        ]
+        tokens = tokens + self.out_self(torch.cat([part.reshape(-1, height * width, c) for part in seen]))
         q = self._split(self.query(functional.layer_norm(tokens, (c,))))
         k, v = (self._split(part) for part in self.key_value(context).chunk(2, -1))
         tokens = tokens + self.out_cross(self._attend(q, k, v))
@@ -112,10 +122,10 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(c_in, c_out, config.embedding) for c_in in c_ins)
         self.attentions = nn.ModuleList(AttentionBlock(c_out, config.embedding) for _ in c_ins if attention)
 
-    def forward(self, index: int, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+    def forward(self, index: int, x: Tensor, embedding: Tensor, context: Tensor, in_sets: int) -> Tensor:
         """Block number `index`: features [b, c, h, w] with embedding [b, e] and context [b, n, e]."""
         x = self.blocks[index](x, embedding)
-        return self.attentions[index](x, context) if len(self.attentions) else x
+        return self.attentions[index](x, context, in_sets) if len(self.attentions) else x
 
 
 class UNet(nn.Module):
@@ -152,13 +162,13 @@ class UNet(nn.Module):
         for i, level in enumerate(self.down):
             x = functional.avg_pool2d(x, 2) if i else x
             for j in range(self.config.blocks):
-                x = level(j, x, embedding, context)
+                x = level(j, x, embedding, context, condition.in_sets)
                 skips.append(x)
         x = self.middle(x, embedding)
         for i, level in enumerate(self.up):
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest") if i else x
             for j in range(self.config.blocks):
-                x = level(j, torch.cat([x, skips.pop()], 1), embedding, context)
+                x = level(j, torch.cat([x, skips.pop()], 1), embedding, context, condition.in_sets)
         return functional.pixel_shuffle(self.conv_out(functional.silu(normalise(x))), 2)
 
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nerf_bridge.prior.batches import PAIR_REPEATS, TrainingData, draw_batch, draw_repeats, prepare
+from nerf_bridge.prior import batches
+from nerf_bridge.prior.batches import PAIR_REPEATS, TrainingData, degraded_rows, draw_batch, draw_repeats, prepare
 from nerf_bridge.prior.data.captions import build_caption_table
 from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.degrade import FLAWS, degrade, draw_flaws
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
+from nerf_bridge.prior.unet import TOGETHER
 from nerf_bridge.prior.views import compose, render_library, training_cameras
 
 
@@ -32,6 +34,37 @@ def test_batches_have_images_in_range_and_conditions_of_the_right_shapes(data: T
     assert batch.condition.text.shape == (16, 40, 384)
     assert batch.condition.rays.shape == (16, 6, 32, 32)
     assert float(batch.images.std()) > 0.1
+
+
+@pytest.mark.compiler
+def test_views_of_a_set_show_one_thing_told_in_the_same_words(data: TrainingData) -> None:
+    """The first 64 of 80 images; two sets of them are flawed, and two of the others."""
+    torch.manual_seed(0)
+    told = draw_batch(data, 80, in_sets=64).condition
+    assert told.in_sets == 64
+    sets = told.text[:64].unflatten(0, (16, TOGETHER)), told.text_mask[:64].unflatten(0, (16, TOGETHER))
+    assert all(torch.equal(part, part[:, :1].expand_as(part)) for part in sets)
+    assert len(torch.unique(sets[0][:, 0].flatten(1), dim=0)) > 8  # the sets differ
+    assert len(torch.unique(told.camera[:TOGETHER], dim=0)) > 1  # from several sides
+    assert degraded_rows(80, 64, torch.device("cpu")).tolist() == [*range(8), 64, 65]
+    assert degraded_rows(16, 0, torch.device("cpu")).tolist() == [0, 1]
+
+
+@pytest.mark.compiler
+def test_a_set_is_of_one_model_in_one_tint(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def watched(layers, tint, tinted, background):
+        seen.update(tint=tint, tinted=tinted, background=background)
+        return compose(layers, tint, tinted, background)
+
+    monkeypatch.setattr(batches, "compose", watched)
+    torch.manual_seed(0)
+    draw_batch(data, 32, in_sets=32)
+    for name in ("tint", "tinted"):
+        of_sets = seen[name].unflatten(0, (8, TOGETHER))
+        assert torch.equal(of_sets, of_sets[:, :1].expand_as(of_sets)), name
+    assert len(torch.unique(seen["tint"], dim=0)) == 8 and len(torch.unique(seen["background"], dim=0)) > 16
 
 
 def test_pairs_of_solids_are_drawn_less_than_things_with_one_model() -> None:

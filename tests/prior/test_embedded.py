@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from nerf_bridge.prior import embedded, load_prior
 from nerf_bridge.prior.embedded import EmbeddedPrior, load_embedded, load_weights, save_weights
 from nerf_bridge.prior.protocol import PromptEmbeddings, ViewCondition
 from nerf_bridge.prior.text import TEXT_WEIGHTS_SHA256
-from nerf_bridge.prior.unet import UNet, UNetConfig, schedule
+from nerf_bridge.prior.unet import TOGETHER, UNet, UNetConfig, schedule
 from nerf_bridge.scene.cameras import orbit_cameras
 
 TINY = UNetConfig(image_size=16, channels=(64, 64), blocks=1, embedding=64, text_length=8)
@@ -84,6 +85,31 @@ def test_weights_come_back_as_they_were_saved(tmp_path):
     assert index["training"] == {"models": 3} and index["sha256"] == sha256
     for name, digest in sha256.items():
         assert hashlib.sha256((tmp_path / "new" / "weights" / name).read_bytes()).hexdigest() == digest
+
+
+def test_views_of_one_object_are_denoised_together_where_it_was_trained_for(tmp_path):
+    """Four of a prompt, also where a batch holds them for two prompts; never views of different things, nor three."""
+    save_weights(tiny_network(), tmp_path, {}, together=TOGETHER)
+    stored = load_weights(tmp_path)
+    assert stored.together == TOGETHER
+    prior = EmbeddedPrior(stored.network, torch.nn.Identity(), CPU, {}, together=stored.together)
+    images, t, told = noised(8), torch.full((8,), 0.6), words(2).select([0] * 4 + [1] * 4)
+    apart = views([0.0, 1.0, 2.0, 3.0])
+    together = replace(apart, together=4)
+    each = [prior.predict_noise(images[i : i + 1], t[:1], told.row(i), apart.repeat(2).select([i])) for i in range(8)]
+    assert torch.allclose(prior.predict_noise(images, t, told, apart.repeat(2)), torch.cat(each), atol=1e-5)
+    found = prior.predict_noise(images, t, told, together.repeat(2))
+    assert (found - torch.cat(each)).abs().amax((1, 2, 3)).min() > 1e-4
+    half = prior.predict_noise(images[4:], t[4:], told.select([4, 5, 6, 7]), together)
+    assert torch.allclose(found[4:], half, atol=1e-5)
+    three = prior.predict_noise(images[:3], t[:3], told.select([0] * 3), replace(apart.select([0, 1, 2]), together=3))
+    assert torch.allclose(three, torch.cat(each[:3]), atol=1e-5)
+
+
+def test_weights_that_know_sets_of_another_size_are_refused(tmp_path):
+    save_weights(tiny_network(), tmp_path, {}, together=3)
+    with pytest.raises(UserError, match="views together: 3, known are 1 and 4"):
+        load_weights(tmp_path)
 
 
 def test_weights_from_before_the_designs_path_are_as_they_were(tmp_path):

@@ -18,7 +18,7 @@ from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.designs import DESIGNS
 from nerf_bridge.prior.embedded import load_weights, save_weights
 from nerf_bridge.prior.train import FlatParameters, draw_times, learning_rate, where_to_start
-from nerf_bridge.prior.unet import Condition, UNet, UNetConfig
+from nerf_bridge.prior.unet import TOGETHER, Condition, UNet, UNetConfig
 
 TINY = UNetConfig(image_size=16, channels=(64, 64), blocks=1, embedding=64, text_length=4)
 
@@ -61,6 +61,9 @@ def test_half_of_the_times_are_high() -> None:
     t = draw_times(4000, torch.device("cpu"))
     assert 0.0 < float(t.min()) < float(t.max()) < 1.0
     assert 0.6 < float(((t >= 0.7) & (t <= 0.98)).float().mean()) < 0.68
+    assert (
+        float(t.unflatten(0, (-1, TOGETHER))[::2].min()) >= 0.7
+    )  # every second set is all noisy, as a run's first views
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
@@ -119,6 +122,10 @@ def test_a_short_training_runs_and_saves_weights(tmp_path: Path) -> None:
     assert all(bool(torch.isfinite(p).all()) for p in stored.network.parameters())
     log = json.loads((tmp_path / "w" / "index.json").read_text())["training"]["log"]
     assert log[-1]["loss"] < 0.5
-    subprocess.run([*command, "--resume"], check=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"})
+    assert load_weights(tmp_path / "w").together == 1
+    subprocess.run(
+        [*command, "--resume", "--in-sets", "32"], check=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
+    )
     again = json.loads((tmp_path / "w" / "index.json").read_text())["training"]
+    assert load_weights(tmp_path / "w").together == TOGETHER
     assert again["earlier"][0]["log"] == log and again["log"][-1]["loss"] < 1.2 * log[-1]["loss"]

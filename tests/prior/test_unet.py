@@ -1,6 +1,7 @@
 """The embedded prior's network: shapes, conditioning, schedule and geometry of its ray map."""
 
 import math
+from dataclasses import replace
 
 import torch
 
@@ -42,6 +43,28 @@ def test_output_has_the_shape_of_the_images_and_samples_are_independent() -> Non
         noised[1:2], t[1:2], Condition(told.text[1:2], told.text_mask[1:2], told.camera[1:2], told.rays[1:2])
     )
     assert torch.allclose(together[1:2], alone, atol=1e-5)
+
+
+def test_views_of_a_set_see_each_other_and_no_others() -> None:
+    network, told = tiny_network(), condition(6)
+    noised, t = torch.randn(6, 3, 16, 16), torch.linspace(0.3, 0.9, 6)
+    alone, together = network(noised, t, told), network(noised, t, replace(told, in_sets=4))
+    assert torch.allclose(together[4:], alone[4:], atol=1e-5)
+    assert (together[:4] - alone[:4]).abs().amax((1, 2, 3)).min() > 1e-3
+    noised[3] += 1
+    changed = network(noised, t, replace(told, in_sets=4))
+    assert (changed[:4] - together[:4]).abs().amax((1, 2, 3)).min() > 1e-4
+    assert torch.allclose(changed[4:], together[4:], atol=1e-5)
+
+
+def test_a_set_of_one_view_four_times_is_that_view_alone() -> None:
+    """Attention to four copies of everything is that to one."""
+    network, told = tiny_network(), condition(1)
+    noised, t = torch.randn(1, 3, 16, 16), torch.tensor([0.6])
+    alone = network(noised, t, told)
+    four = Condition(*(getattr(told, name).repeat_interleave(4, 0) for name in ("text", "text_mask", "camera", "rays")))
+    together = network(noised.repeat(4, 1, 1, 1), t.repeat(4), replace(four, in_sets=4))
+    assert torch.allclose(together, alone.expand(4, -1, -1, -1), atol=1e-5)
 
 
 def test_the_last_word_is_the_designs() -> None:
