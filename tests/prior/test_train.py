@@ -61,9 +61,8 @@ def test_half_of_the_times_are_high() -> None:
     t = draw_times(4000, torch.device("cpu"))
     assert 0.0 < float(t.min()) < float(t.max()) < 1.0
     assert 0.6 < float(((t >= 0.7) & (t <= 0.98)).float().mean()) < 0.68
-    assert (
-        float(t.unflatten(0, (-1, TOGETHER))[::2].min()) >= 0.7
-    )  # every second set is all noisy, as a run's first views
+    noisy_sets = t.unflatten(0, (-1, TOGETHER))[::2]  # every second, as a run's first views are
+    assert float(noisy_sets.min()) >= 0.7
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
