@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nerf_bridge.evaluate.truth import Request, read_prompt, shows
 from nerf_bridge.prior.data.colours import MATERIAL_WORDS, TINT_WORDS
-from nerf_bridge.prior.data.holdout import HELD_OUT_PAIRS, stable_order
+from nerf_bridge.prior.data.holdout import HELD_OUT_PAIRS, is_held_out, stable_order
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.nouns import with_article
 from nerf_bridge.prior.data.primitives import CATEGORY as PRIMITIVES
@@ -43,6 +43,6 @@ def draw_cases(models: Sequence[LibraryModel], n_nouns: int) -> list[Case]:
 
 
 def trained_colour(noun: str, lot: str) -> str:
-    """A colour that is not held out for `noun`; `lot` names the draw."""
-    allowed = [colour for colour in COLOURS if (noun, colour) not in HELD_OUT_PAIRS]
+    """A colour that is not held out for `noun` or what it is a kind of; `lot` names the draw."""
+    allowed = [colour for colour in COLOURS if not is_held_out(noun, colour)]
     return min(allowed, key=lambda colour: stable_order(f"{lot} {noun} {colour}"))

@@ -14,7 +14,7 @@ from nerf_bridge.prior.data.colours import tint_distribution
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.primitives import CATEGORY as PRIMITIVES
 from nerf_bridge.prior.degrade import FLAWS, degrade, draw_flaws
-from nerf_bridge.prior.designs import DesignTable, add_designs, design_table, design_vectors
+from nerf_bridge.prior.designs import add_designs, design_masks, design_vectors, draw_designs
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import TOGETHER, Condition, camera_features, ray_map
 from nerf_bridge.prior.views import RenderedViews, camera_numbers, compose
@@ -38,7 +38,7 @@ class TrainingData:
         usable: [models, tints + 1] bool, which tints may be drawn.
         draw: model rows to draw from uniformly, [d] int64; nouns with many models are drawn less than in proportion.
         tint_mean, tint_spread: [tints, 3]; index 0 is tint 1 of the captions.
-        designs: which designs stand for each model.
+        designs: of captions, as bits, [models, tints + 1, states, k] int64 (designs.design_masks).
         design_words: their vectors [DESIGNS, width] half.
     """
 
@@ -51,7 +51,7 @@ class TrainingData:
     draw: Tensor
     tint_mean: Tensor
     tint_spread: Tensor
-    designs: DesignTable
+    designs: Tensor
     design_words: Tensor
 
 
@@ -85,7 +85,7 @@ def prepare(
         draw=torch.repeat_interleave(torch.arange(len(models)), torch.tensor(repeats)).to(device),
         tint_mean=torch.as_tensor(tint_mean, device=device),
         tint_spread=torch.as_tensor(tint_spread, device=device),
-        designs=design_table([model.noun for model in models]).to(device),
+        designs=torch.as_tensor(design_masks(captions, models), device=device),
         design_words=design_vectors(parts[0][0].shape[-1]).half().to(device),
     )
 
@@ -124,12 +124,12 @@ def draw_batch(data: TrainingData, b: int, in_sets: int = 0) -> Batch:
     tint = torch.randint(1, n_tints, (b,), device=device) * (torch.rand(b, device=device) < TINT_PROBABILITY)
     variant = torch.randint(n_variants, (b,), device=device)[leader]
     tint = tint[leader] * data.usable[models, tint[leader]]
-    caption = data.captions[models, tint, state, variant]
+    caption, designs = data.captions[models, tint, state, variant], data.designs[models, tint, state, variant]
     spread = data.tint_spread[tint - 1] * torch.randn(b, 3, device=device)[leader]
     background = random_backgrounds(b, device)
     images = compose(data.views.layers[rows], (data.tint_mean[tint - 1] + spread).clamp(0, 1), tint > 0, background)
     images[flawed] = degrade(images[flawed], state[flawed] - 1)
-    condition = draw_condition(data, models, rows, caption, background, leader)
+    condition = draw_condition(data, rows, caption, designs, background, leader)
     return Batch(2 * images - 1, replace(condition, in_sets=in_sets))
 
 
@@ -141,7 +141,7 @@ def degraded_rows(b: int, in_sets: int, device: torch.device) -> Tensor:
 
 
 def draw_condition(
-    data: TrainingData, models: Tensor, rows: Tensor, caption: Tensor, background: Tensor, leader: Tensor
+    data: TrainingData, rows: Tensor, caption: Tensor, designs: Tensor, background: Tensor, leader: Tensor
 ) -> Condition:
     """What the network is told, with design, text and camera dropped at random so that it learns to do without.
 
@@ -155,7 +155,7 @@ def draw_condition(
     camera = camera * (known | (chance[1] < 0.5))[:, None]  # half of the hidden cameras hide the background too
     cameras = data.views.cameras
     rays = ray_map(cameras.c2w[rows], cameras.fovy_rad[rows], data.views.layers.shape[-1] // 2)
-    design = data.designs.draw(models)[leader] * (chance[3] < DESIGN_TOLD)
+    design = draw_designs(designs)[leader] * (chance[3] < DESIGN_TOLD)
     text, mask = add_designs(data.text[caption], data.text_mask[caption], design, data.design_words)
     mask = mask & (chance[2] >= TEXT_DROPOUT)[:, None]
     bf16 = torch.bfloat16

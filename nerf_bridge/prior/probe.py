@@ -17,14 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nerf_bridge.errors import UserError
-from nerf_bridge.prior.data.captions import caption_variants
+from nerf_bridge.prior.data.captions import CaptionTable, build_caption_table, caption_variants
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.pack import load_library
-from nerf_bridge.prior.designs import DesignTable, add_designs, design_table, design_vectors
+from nerf_bridge.prior.designs import DESIGNS, add_designs, design_masks, design_vectors
 from nerf_bridge.prior.embedded import load_embedded
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import Condition, UNet, camera_features, ray_map, schedule
@@ -48,7 +49,7 @@ class Told:
 
 @dataclass(frozen=True)
 class ToldDesigns:
-    """The truth with each image's own design, and with the next of its noun; which nouns have `several`, bool [n]."""
+    """The truth with a design of each image's model, and with another's; which captions fit `several`, bool [n]."""
 
     own: Told
     other: Told
@@ -60,7 +61,7 @@ class AzimuthProbe:
     """Images [n, 3, s, s] in -1..1 of asymmetric objects, what is true of them, and one fixed noise for all.
 
     Background is mid grey, distance 3, field of view 40 degrees. `nouns`: what each image shows; `designs`: None where
-    they are not known, or no noun has several.
+    they are not known, or no caption fits several models.
     """
 
     images: Tensor
@@ -76,12 +77,12 @@ class AzimuthProbe:
         device: torch.device,
         n_images: int = 192,
         seed: int = 17,
-        designs: DesignTable | None = None,
+        designs: Tensor | None = None,
     ) -> AzimuthProbe:
         """Take views of `models` in a random order until `n_images` are found, at most two of a model.
 
         Args:
-            designs: of each of `models`, for a network that was told them in training.
+            designs: of the own captions of `models`, as bits, [models], for a network that was told them in training.
 
         Raises:
             UserError: no view is asymmetric.
@@ -108,7 +109,7 @@ class AzimuthProbe:
         stacked = torch.stack(images)
         noise = torch.randn(stacked.shape, generator=generator)
         truth = Told(azimuths, elevations, text.to(device), mask.to(device))
-        told = None if designs is None else _told_designs(truth, designs, torch.tensor(rows))
+        told = None if designs is None else _told_designs(truth, designs.to(device)[rows])
         return AzimuthProbe(stacked.to(device), noise.to(device), truth, tuple(model.noun for model in shown), told)
 
     def measure(self, network: UNet) -> dict[str, float]:
@@ -155,19 +156,26 @@ class AzimuthProbe:
         return torch.cat(found)
 
 
-def _told_designs(truth: Told, designs: DesignTable, rows: Tensor) -> ToldDesigns | None:
-    """`truth` with the designs of the models in `rows` [n], and with others of the same nouns; None: there are none."""
-    table = designs.to(truth.text.device)
-    rows = rows.to(truth.text.device)
-    own, every = table.first[rows], table.every[rows]
-    vectors = design_vectors(truth.text.shape[-1]).to(truth.text.device)
+def _told_designs(truth: Told, masks: Tensor) -> ToldDesigns | None:
+    """`truth` with the first design of `masks` [n], and with the first that is none of them; None: there are none."""
+    bits = (masks[:, None] >> torch.arange(DESIGNS, device=masks.device)) & 1
+    several = (bits.amax(1) == 1) & (bits.amin(1) == 0)
+    vectors = design_vectors(truth.text.shape[-1]).to(masks.device)
 
     def telling(design: Tensor) -> Told:
         text, mask = add_designs(truth.text, truth.text_mask, design, vectors)
         return replace(truth, text=text, text_mask=mask)
 
-    several = every > 1
-    return ToldDesigns(telling(own), telling(own % every + 1), several) if bool(several.any()) else None
+    own, other = telling(bits.argmax(1) + 1), telling(bits.argmin(1) + 1)
+    return ToldDesigns(own, other, several) if bool(several.any()) else None
+
+
+def own_designs(captions: CaptionTable, models: Sequence[LibraryModel]) -> Tensor:
+    """The designs that mean each model when it is called by its own caption, as bits, [models] int64; 0 where no
+    caption may say its colour."""
+    named = [captions.texts[i] for i in captions.caption_index[:, 0, 0, 0]]
+    own = [text == own_caption(model) for text, model in zip(named, models, strict=True)]
+    return torch.from_numpy(np.where(own, design_masks(captions, models)[:, 0, 0, 0], 0))
 
 
 def own_caption(model: LibraryModel) -> str:
@@ -219,7 +227,7 @@ def main() -> None:
     held_out = arguments.models == "holdout"
     models = [model for model in load_library(arguments.library) if model.holdout == held_out]
     prior = load_embedded("cpu", arguments.weights)
-    designs = design_table([model.noun for model in models]) if prior.designs and not held_out else None
+    designs = own_designs(build_caption_table(models, 0), models) if prior.designs and not held_out else None
     probe = AzimuthProbe.build(models, prior.text_encoder, torch.device("cpu"), designs=designs)
     figures = {"images": len(probe.images), **probe.measure(prior.network)}
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")

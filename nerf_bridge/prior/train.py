@@ -30,7 +30,7 @@ from nerf_bridge.prior.data.pack import load_library
 from nerf_bridge.prior.designs import DESIGNS
 from nerf_bridge.prior.embedded import load_weights, save_weights
 from nerf_bridge.prior.fresh_views import FreshViews
-from nerf_bridge.prior.probe import AzimuthProbe
+from nerf_bridge.prior.probe import AzimuthProbe, own_designs
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
 from nerf_bridge.prior.unet import TOGETHER, Condition, UNet, UNetConfig, channels_last, schedule
 from nerf_bridge.prior.views import render_library
@@ -256,7 +256,7 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     network = load_weights(start).network if start else UNet(config)
     encoder = TextEncoder(arguments.text_encoder or text_encoder_folder(), config.text_length).to("cuda")
     data = prepare(models, captions, views, encoder, torch.device("cuda"))
-    probe = AzimuthProbe.build(models, encoder, torch.device("cuda"), designs=data.designs)
+    probe = AzimuthProbe.build(models, encoder, torch.device("cuda"), designs=own_designs(captions, models))
     torch.manual_seed(arguments.seed + 1 + rank)
     trainer = Trainer(channels_last(network.to("cuda")), data, arguments.batch, arguments.in_sets)
     options = {name: getattr(arguments, name) for name in ("batch", "in_sets", "lr", "views", "minutes", "seed")}

@@ -15,7 +15,7 @@ from nerf_bridge.prior.data.captions import (
     degraded_variants,
 )
 from nerf_bridge.prior.data.colours import TINT_WORDS, TINTS, colour_word, dominant_colour_word, tint_distribution
-from nerf_bridge.prior.data.holdout import HELD_OUT_PAIRS, choose_held_out_models, mark_holdout
+from nerf_bridge.prior.data.holdout import HELD_OUT_PAIRS, choose_held_out_models, is_held_out, mark_holdout
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.nouns import article_of, noun_of
 
@@ -110,9 +110,26 @@ def test_held_out_pairs_are_named_by_no_caption():
         rows = [i for i, m in enumerate(models) if m.noun == noun]
         assert not table.usable[rows, tint].any()
         assert not any(f"{colour} {noun}" in text for text in table.texts)
-    assert "a pink sofa" in table.texts  # only its other name is held out
+    assert "a pink sofa" not in table.texts  # a sofa is called a couch too
     untinted = table.caption_index[5, 0, 0]  # a red sofa, whose own colour may not be named
     assert [table.texts[i] for i in untinted][:2] == ["a sofa", "sofa"]
+
+
+@pytest.mark.parametrize(
+    ("noun", "kin"),
+    [
+        ("car", {"SUV", "toy car"}),
+        ("vase", {"vase of tulips"}),
+        ("table", {"coffee table", "table on trestles", "round table"}),
+        ("toilet", set()),
+    ],
+)
+def test_kinds_of_a_noun_are_held_out_with_it(noun, kin):
+    others = {"SUV", "toy car", "vase of tulips", "coffee table", "table on trestles", "round table", "table lamp"}
+    others |= {"toilet brush", "carpet", "glass door cabinet"}
+    pairs = frozenset({(noun, "pink")})
+    assert {other for other in others if is_held_out(other, "pink", pairs)} == kin
+    assert is_held_out(noun, "pink", pairs) and not is_held_out(noun, "red", pairs)
 
 
 def test_pairs_that_people_try_first_stay():

@@ -2,38 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior import designs
-from nerf_bridge.prior.designs import DESIGNS, add_designs, design_table, design_vectors, split_design, with_design
+from nerf_bridge.prior.data.captions import build_caption_table
+from nerf_bridge.prior.data.model import LibraryModel
+from nerf_bridge.prior.data.primitives import build_primitives
+from nerf_bridge.prior.designs import (
+    DESIGNS,
+    add_designs,
+    design_masks,
+    design_vectors,
+    draw_designs,
+    split_design,
+    with_design,
+)
 from nerf_bridge.prior.embedded import EmbeddedPrior, load_weights, save_weights
 from nerf_bridge.prior.unet import UNet, UNetConfig
 
+SOLID = build_primitives(0, n_single=2, n_pairs=0)[0]
 
-def drawn(nouns: list[str], model: int, n: int = 2000) -> set[int]:
-    torch.manual_seed(model)
-    return set(design_table(nouns).draw(torch.full((n,), model)).tolist())
+
+def models_of(*nouns: str, plain: tuple[int, ...] = ()) -> list[LibraryModel]:
+    """A model for each noun; those numbered in `plain` take no tint."""
+    none = np.zeros_like(SOLID.face_tintable)
+    named = [replace(SOLID, name=f"{i}", noun=noun, article="a", base_colour_word=None) for i, noun in enumerate(nouns)]
+    return [replace(model, face_tintable=none) if i in plain else model for i, model in enumerate(named)]
+
+
+def meant(models: list[LibraryModel]) -> Callable[[str], dict[int, set[int]]]:
+    """A function from a caption to the designs that mean each model when told with it."""
+    captions = build_caption_table(models, 0)
+    masks = design_masks(captions, models)
+    drawn = np.concatenate([np.ones((len(models), 1), dtype=bool), captions.usable[:, 1:]], axis=1)
+
+    def designs_of(text: str) -> dict[int, set[int]]:
+        found: dict[int, set[int]] = {}
+        for cell in zip(*np.nonzero(captions.caption_index == captions.texts.index(text)), strict=True):
+            if drawn[cell[0], cell[1]]:
+                bits = {d + 1 for d in range(DESIGNS) if masks[cell] >> d & 1}
+                assert found.setdefault(int(cell[0]), bits) == bits
+        return found
+
+    return designs_of
 
 
 def test_designs_go_around_the_models_of_a_noun() -> None:
-    nouns = ["chair", "horse", "chair", "chair"]
-    assert drawn(nouns, 1) == set(range(1, DESIGNS + 1))
-    assert drawn(nouns, 0) == set(range(1, DESIGNS + 1, 3)) and drawn(nouns, 3) == set(range(3, DESIGNS + 1, 3))
-    assert drawn(nouns, 0) | drawn(nouns, 2) | drawn(nouns, 3) == set(range(1, DESIGNS + 1))
+    designs_of = meant(models_of("chair", "horse", "chair", "chair"))
+    assert designs_of("a horse") == {1: set(range(1, DESIGNS + 1))}
+    assert designs_of("a chair") == {model: set(range(k, DESIGNS + 1, 3)) for k, model in enumerate((0, 2, 3), 1)}
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, DESIGNS - 1, DESIGNS])
 def test_each_design_stands_for_one_model_as_long_as_there_are_enough(n: int) -> None:
-    of_each = [drawn(["chair"] * n, i) for i in range(n)]
-    assert sum(map(len, of_each)) == DESIGNS and len(set().union(*of_each)) == DESIGNS
-    assert [min(some) for some in of_each] == list(range(1, n + 1))
+    of_each = meant(models_of(*["chair"] * n))("a red chair")
+    assert sorted(of_each) == list(range(n)) and [min(of_each[i]) for i in range(n)] == list(range(1, n + 1))
+    assert sum(map(len, of_each.values())) == DESIGNS == len(set().union(*of_each.values()))
 
 
-def test_more_models_than_designs_share_them() -> None:
-    of_each = [drawn(["chair"] * (DESIGNS + 3), i) for i in range(DESIGNS + 3)]
-    assert of_each[:DESIGNS] == [{i + 1} for i in range(DESIGNS)] and of_each[DESIGNS:] == [{1}, {2}, {3}]
+def test_more_models_than_designs_leave_some_without() -> None:
+    of_each = meant(models_of(*["chair"] * (DESIGNS + 8)))("a red chair")
+    assert sorted(map(len, of_each.values())) == [0] * 8 + [1] * DESIGNS
+
+
+def test_a_number_means_one_model_also_where_kinds_share_a_name() -> None:
+    """A bar stool is called a stool too; the stools themselves come first."""
+    designs_of = meant(models_of("bar stool", "stool", "bar stool", "stool"))
+    stools, bars = designs_of("a red stool"), designs_of("a red bar stool")
+    assert {model: min(some) for model, some in stools.items()} == {1: 1, 3: 2, 0: 3, 2: 4}
+    assert sum(map(len, stools.values())) == sum(map(len, bars.values())) == DESIGNS
+    assert set(bars) == {0, 2} and all(stools[model] <= bars[model] for model in bars)
+
+
+def test_a_design_is_always_one_that_can_have_the_colour() -> None:
+    """The second of three chairs takes no tint: in red its number means the third, and the others stay."""
+    designs_of = meant(models_of("chair", "chair", "chair", plain=(1,)))
+    own, red = designs_of("a chair"), designs_of("a red chair")
+    assert set(red) == {0, 2} and red[0] == own[0] and red[2] == own[1] | own[2]
+
+
+def test_designs_are_drawn_from_those_that_mean_the_model() -> None:
+    torch.manual_seed(0)
+    masks = torch.tensor([0b1001, 1 << (DESIGNS - 1), 0]).repeat_interleave(500)
+    found = draw_designs(masks).unflatten(0, (3, 500))
+    assert [set(row.tolist()) for row in found] == [{1, 4}, {DESIGNS}, {0}]
 
 
 def test_the_words_are_fixed_and_apart() -> None:

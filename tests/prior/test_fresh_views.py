@@ -9,7 +9,6 @@ from nerf_bridge.prior import fresh_views
 from nerf_bridge.prior.batches import TrainingData
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.primitives import build_primitives
-from nerf_bridge.prior.designs import design_table
 from nerf_bridge.prior.fresh_views import FreshViews
 from nerf_bridge.prior.views import camera_numbers, render_library, render_model
 
@@ -25,8 +24,7 @@ def data_of(models: list[LibraryModel]) -> TrainingData:
     """Training data whose words and tints are left empty: fresh views do not touch them."""
     views = render_library(models, PER_MODEL, 0, SIZE, 1, show_progress=False)
     none = torch.zeros(0)
-    designs = design_table([model.noun for model in models])
-    return TrainingData(views, camera_numbers(views.cameras), none, none, none, none, none, none, none, designs, none)
+    return TrainingData(views, camera_numbers(views.cameras), *[none] * 9)
 
 
 def replace(fresh: FreshViews, data: TrainingData, n: int) -> None:

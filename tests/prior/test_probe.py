@@ -8,9 +8,10 @@ import torch
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior import probe
+from nerf_bridge.prior.data.captions import build_caption_table
 from nerf_bridge.prior.data.pack import pack_library
 from nerf_bridge.prior.data.primitives import build_primitives
-from nerf_bridge.prior.designs import design_table
+from nerf_bridge.prior.designs import DESIGNS
 from nerf_bridge.prior.embedded import save_weights
 from nerf_bridge.prior.probe import AzimuthProbe
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
@@ -119,17 +120,25 @@ def test_rays_tell_the_camera_too(measured):
 
 
 def test_a_network_that_listens_to_the_design_shows_it(models, encoder):
-    """On the images whose noun has several models, as if every second pair of models were two of a "thing"."""
-    nouns = ["thing" if i % 4 < 2 else model.name for i, model in enumerate(models)]
-    with_designs = AzimuthProbe.build(models, encoder, CPU, n_images=6, designs=design_table(nouns))
+    """On the images of captions that fit several models, here as if designs 1 to 3 meant half of the models."""
+    masks = torch.tensor([0b111, 0b111, 0, -1 + (1 << DESIGNS)] * len(models))[: len(models)]
+    with_designs = AzimuthProbe.build(models, encoder, CPU, n_images=6, designs=masks)
     several = with_designs.designs.several
-    things = {model.noun for model, noun in zip(models, nouns, strict=True) if noun == "thing"}
-    assert several.tolist() == [noun in things for noun in with_designs.nouns] and 0 < several.sum() < 6
+    told = {model.noun for model, mask in zip(models, masks.tolist(), strict=True) if mask == 0b111}
+    assert several.tolist() == [noun in told for noun in with_designs.nouns] and 0 < several.sum() < 6
     listener = Listener(with_designs, ("text",))
     listener.known = probe._condition(with_designs.designs.own, 32, torch.float32)
     figures = with_designs.measure(listener)
     assert figures["error_design"] == pytest.approx(0.01, rel=1e-3) and figures["rise_design"] > 0.5
-    assert AzimuthProbe.build(models[-12:], encoder, CPU, 6, designs=design_table(range(12))).designs is None
+    none = torch.zeros(len(models), dtype=torch.long)
+    assert AzimuthProbe.build(models, encoder, CPU, 6, designs=none).designs is None
+
+
+def test_own_designs_are_those_of_the_own_caption(models):
+    masks = probe.own_designs(build_caption_table(models, 0), models)
+    alike = [[probe.own_caption(other) for other in models].count(probe.own_caption(model)) for model in models]
+    for model, mask, n in zip(models, masks.tolist(), alike, strict=True):
+        assert (mask == (1 << DESIGNS) - 1) == (n == 1), model.name
 
 
 def test_the_command_prints_the_figures(models, tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nerf_bridge.prior.data.colours import TINT_WORDS
-from nerf_bridge.prior.data.holdout import HELD_OUT_PAIRS, stable_order
+from nerf_bridge.prior.data.holdout import HELD_OUT_PAIRS, is_held_out, stable_order
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.nouns import SYNONYMS, with_article
 
@@ -105,7 +105,8 @@ def build_caption_table(
     Args:
         models: the library, in the order that caption_index follows.
         seed: of the words drawn for flawed images; the same models and seed give the same table.
-        held_out_pairs: (noun, colour word) pairs that no caption may name and no tint may show.
+        held_out_pairs: (noun, colour word) pairs that no caption may name and no tint may show, kinds of the noun
+            included.
 
     Returns:
         The table.
@@ -119,13 +120,13 @@ def build_caption_table(
         tintable = bool(model.face_tintable.any())
         for tint in range(len(TINT_WORDS) + 1):
             colour = TINT_WORDS[tint - 1] if tint else model.base_colour_word
-            held_out = colour is not None and (model.noun, colour) in held_out_pairs
+            held_out = colour is not None and is_held_out(model.noun, colour, held_out_pairs)
             usable[row, tint] = (tintable and not held_out) if tint else True
             colour = None if held_out or not (tintable or tint == 0) else colour
             for named in (colour, None):
                 key = (model.noun, model.article, named)
                 if key not in cells:
-                    cells[key] = _cell(model, named, number[model.noun], held_out_pairs, seed, texts)
+                    cells[key] = _cell(model, named, number[model.noun], seed, texts)
             index[row, tint] = cells[model.noun, model.article, colour]
             if tint == 0:  # whoever asks for a chair without a colour gets one in its own
                 half = N_VARIANTS // 2
@@ -137,7 +138,6 @@ def _cell(
     model: LibraryModel,
     colour: str | None,
     n_models: int,
-    pairs: frozenset[tuple[str, str]],
     seed: int,
     texts: dict[str, int],
 ) -> np.ndarray:
@@ -147,8 +147,7 @@ def _cell(
     """
     rng = np.random.default_rng(stable_order(f"{seed}|{model.noun}|{colour}") % 2**63)
     nouns = [model.noun, *SYNONYMS.get(model.noun, ())]
-    allowed = [noun for noun in nouns if colour is None or (noun, colour) not in pairs]
-    clean = [text for noun in allowed for text in caption_variants(noun, model.article, colour)]
+    clean = [text for noun in nouns for text in caption_variants(noun, model.article, colour)]
     cell = np.zeros((len(STATES), N_VARIANTS), dtype=np.int32)
     cell[0] = _fill(clean, texts)
     plain = colour is None and n_models > 1

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from nerf_bridge.prior.data.model import LibraryModel
+from nerf_bridge.prior.data.nouns import SYNONYMS
 from nerf_bridge.run.files import write_text
 
 N_MODELS = 40
 MIN_MODELS = 4  # a noun needs as many models before one of them is held out
 
-# Colours that no training caption gives these nouns and that no training image tints them. Chosen by lot among nouns
-# with several models, then without colours that such things often have, and without what people try first
-# ("green armchair", "red sofa", "blue chair", "yellow cupboard", "wooden table").
+# Colours that no training caption gives these nouns or kinds of them (is_held_out), and that no training image tints
+# them. Chosen by lot among nouns with several models, then without colours that such things often have, and without
+# what people try first ("green armchair", "red sofa", "blue chair", "yellow cupboard", "wooden table").
 _HELD_OUT_COLOURS: dict[str, tuple[str, ...]] = {
     "armchair": ("purple", "turquoise"),
     "bathroom vanity": ("green",),
@@ -73,6 +75,17 @@ _HELD_OUT_COLOURS: dict[str, tuple[str, ...]] = {
 HELD_OUT_PAIRS: frozenset[tuple[str, str]] = frozenset(
     (noun, colour) for noun, colours in _HELD_OUT_COLOURS.items() for colour in colours
 )
+
+
+def is_held_out(noun: str, colour: str, pairs: frozenset[tuple[str, str]] = HELD_OUT_PAIRS) -> bool:
+    """Whether nothing called `noun` may be shown or told in `colour`: it, or what it is a kind of, is held out in it.
+
+    A kind has the noun among its names, or as the last of its words before "of", "with" or "on": an SUV is a car, a
+    rocking horse a horse and a vase of tulips a vase, but a table lamp is no table.
+    """
+    head = re.split(r" (?:of|with|on) ", noun, maxsplit=1)[0]
+    names = {noun, head, *SYNONYMS.get(noun, ())}
+    return any(c == colour and (n in names or head.endswith(f" {n}")) for n, c in pairs)
 
 
 def stable_order(text: str) -> int:
