@@ -1,6 +1,6 @@
 """The gallery: makes an asset of every prompt of a list, measures it, and shows all of them on one sheet.
 
-    python benchmarks/gallery.py --out runs/gallery
+    python -m benchmarks.gallery --out runs/gallery
 
 Finished runs are left alone and stopped ones go on, so that the same command may be given again at any time. It writes
 benchmarks/results/gallery-<device>.json, docs/gallery/sheet.png and the table of docs/gallery/README.md.
@@ -29,6 +29,7 @@ import torch
 import trimesh
 from PIL import Image, ImageDraw, ImageFont
 
+from benchmarks.report import replaced
 from nerf_bridge.batch.jobs import Job, read_jobs
 from nerf_bridge.batch.pool import Engine, open_engine
 from nerf_bridge.batch.queue import raise_for_failures, run_batch
@@ -192,11 +193,10 @@ def table(assets: Sequence[Asset], document: Mapping) -> str:
 
 def put_table(page: Path, text: str) -> None:
     """Put `text` between TABLE_MARKS of the file `page`. Raises UserError when it lacks them."""
-    before, opening, rest = page.read_text(encoding="utf-8").partition(TABLE_MARKS[0])
-    _, closing, after = rest.partition(TABLE_MARKS[1])
-    if not (opening and closing):
-        raise UserError(f"{page} lacks the lines between which the table stands: {TABLE_MARKS[0]} and {TABLE_MARKS[1]}")
-    write_text(page, f"{before}{opening}\n{text}\n{closing}{after}")
+    try:
+        write_text(page, replaced(page.read_text(encoding="utf-8"), text, TABLE_MARKS))
+    except ValueError as error:
+        raise UserError(f"{page}: {error}") from None
 
 
 def sheet_bytes(assets: Sequence[Asset], limit: int = SHEET_BYTES) -> bytes:

@@ -106,7 +106,7 @@ def test_the_page_gets_its_table_and_keeps_the_rest(made):
     assert page.startswith("before\n") and page.endswith("\nafter\n") and "old" not in page
     assert "| a green cube | yes | green 100 % |" in page and "| a red cube | **no** |" in page
     assert "failed runs: 1" in " ".join(page.split())
-    with pytest.raises(UserError, match="lacks the lines"):
+    with pytest.raises(UserError, match="README.md: the page needs the lines"):
         (made[1] / "README.md").write_text("no marks")
         gallery.put_table(made[1] / "README.md", "x")
 

@@ -51,7 +51,7 @@ class AssetResult:
     Attributes:
         imagenet: first and among-five hits, None where the noun is not judged.
         obeyed: colour words, None where the prompt has none.
-        change: of the silhouettes with azimuth; true_change: of the true model that is most like it.
+        change: of the silhouettes with azimuth; true_change: of the true model, of all that fit, that is most like it.
         fault: "empty", "fog" or "".
         pictures, true_pictures: [4, 3, s, s] front, right, back, left.
     """
@@ -126,8 +126,9 @@ def measure_asset(run: RunDirectory, request: Request, judge: Judge, imagenet: I
     """Measure one finished run. Raises UserError when its file holds no textured mesh."""
     cameras = around()
     views = asset_views(run.asset, cameras, background_for(request.prompt))
-    truths = [true_views(request, cameras, lot) for lot in range(min(MOST_MODELS, len(request.models)))]
-    alike = max(truths, key=lambda true: silhouette_agreement(true.solid(), views.solid()))
+    every = [true_views(request, cameras, lot) for lot in range(len(request.models))]
+    truths = every[:MOST_MODELS]
+    alike = max(every, key=lambda true: silhouette_agreement(true.solid(), views.solid()))
     own, of_truth = imagenet_hits(views, truths, request.noun, imagenet)
     asked = asked_colours(request.prompt)
     obeyed = judge_beside_truth([views.inside()], [true.inside() for true in truths], asked)
@@ -204,9 +205,12 @@ def imagenet_rows(found: Sequence[AssetResult]) -> list[Row]:
 
 
 def silhouette_rows(found: Sequence[AssetResult]) -> list[Row]:
-    """How the silhouettes' change with azimuth compares with the truth's, over the asymmetric objects."""
+    """How the silhouettes' change with azimuth compares with the truth's: as a ratio over the asymmetric objects, and
+    as a difference over all, so that one that should look the same from everywhere and does not is seen too."""
     ratios = [r.change / r.true_change for r in found if r.true_change >= ASYMMETRIC]
-    rows = [Row("all", "asymmetric", len(ratios), "count")]
+    off = mean_spread([[abs(r.change - r.true_change)] for r in found])
+    rows = [spread_row("all", "silhouette_change_off_truth", off, "1 - IoU")]
+    rows.append(Row("all", "asymmetric", len(ratios), "count"))
     if ratios:
         within = [[float(abs(ratio - 1) <= CHANGE_TOLERANCE)] for ratio in ratios]
         change = mean_spread([[ratio] for ratio in ratios])

@@ -1,9 +1,9 @@
 """The azimuth gate: how much worse a prior denoises when the camera is wrong, beside the exact score.
 
-Nobody can be expected to lose more by a wrong camera than the ideal denoiser does, the one that knows every training
-render. For an image noised to x_t = alpha x + sigma eps it answers the mean of the stored renders x_i of that noun from
-the told camera, weighted by exp(-|x_t - alpha x_i|^2 / (2 sigma^2)). Its error of v is that of the clean image over
-sigma^2.
+Nobody can be expected to lose more by a wrong camera than the ideal denoiser does, the one that knows every model that
+is shown, those held out too where they are. For an image noised to x_t = alpha x + sigma eps it answers the mean of the
+renders x_i of the models of that caption from the told camera, weighted by exp(-|x_t - alpha x_i|^2 / (2 sigma^2)). Its
+error of v is that of the clean image over sigma^2.
 
 The gate holds at a log-SNR, ln(alpha^2 / sigma^2), when with an azimuth wrong by 90 and by 180 degrees the prior's
 error grows by at least a tenth, and by at least half of what the ideal denoiser's grows (as a difference, since the
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from nerf_bridge.evaluate.measures import Spread, mean_spread
 from nerf_bridge.evaluate.results import Row, spread_row
 from nerf_bridge.prior.data.model import LibraryModel
-from nerf_bridge.prior.probe import IMAGE_SIZE, AzimuthProbe, on_grey, probe_cameras
+from nerf_bridge.prior.probe import IMAGE_SIZE, AzimuthProbe, on_grey, own_caption, probe_cameras
 from nerf_bridge.prior.unet import UNet, schedule
 from nerf_bridge.prior.views import render_model
 
@@ -82,15 +82,15 @@ def measure_azimuth(
 
 
 def stored_renders(probe: AzimuthProbe, library: Sequence[LibraryModel], wrong_deg: float) -> list[Tensor]:
-    """For each image of the probe, renders [m, 3, s, s] in -1..1 of the m models of its noun, its camera turned."""
-    by_noun: dict[str, list[LibraryModel]] = {}
+    """For each image of the probe, renders [m, 3, s, s] in -1..1 of the m models of its caption, its camera turned."""
+    by_caption: dict[str, list[LibraryModel]] = {}
     for model in library:
-        by_noun.setdefault(model.noun, []).append(model)
+        by_caption.setdefault(own_caption(model), []).append(model)
     truth = probe.truth
     cameras = probe_cameras(truth.azimuth_rad.cpu() + math.radians(wrong_deg), truth.elevation_rad.cpu())
     renders = []
-    for i, noun in enumerate(probe.nouns):
-        layers = [render_model(model, cameras[[i]], IMAGE_SIZE) for model in by_noun[noun]]
+    for i, caption in enumerate(probe.captions):
+        layers = [render_model(model, cameras[[i]], IMAGE_SIZE) for model in by_caption[caption]]
         renders.append(on_grey(torch.cat(layers)))
     return renders
 

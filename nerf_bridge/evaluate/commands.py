@@ -97,10 +97,14 @@ def evaluate_assets(tools: Tools, place: Path, settings: Mapping[str, Any], work
     if place.is_file():
         jobs = read_jobs(place, tools.out / "runs", settings)
         requests_of([job.prompt for job in jobs], tools.models)  # a prompt without truth is told before hours of work
-        place = tools.out / "runs"
-        with open_engine(workers, place, tools.device.type) as engine:
-            states = run_batch(jobs, place, engine)
-    runs = find_runs(place)
+        with open_engine(workers, tools.out / "runs", tools.device.type) as engine:
+            states = run_batch(jobs, tools.out / "runs", engine)
+        done = [job for job, state in zip(jobs, states, strict=True) if state.state == "done"]
+        runs = [(job.prompt, RunDirectory(job.out)) for job in done]
+        if not runs:
+            raise_for_failures(states)
+    else:
+        runs = find_runs(place)
     imagenet = load_imagenet_judge(tools.device)
     if imagenet is None:
         logger.warning("without the ImageNet classifier: pip install 'nerf-bridge[evaluate]' adds it")
@@ -110,7 +114,8 @@ def evaluate_assets(tools: Tools, place: Path, settings: Mapping[str, Any], work
     failed = [Row("all", "failed", sum(s.state == "failed" for s in states), "count")] if states else []
     lines = [row.plain() for row in asset_lines(found)]
     made_by = str(read_record(runs[0][1]).get("device", "unknown"))
-    about = {"assets": lines, "evaluator": tools.judge.sha256, "made_by": made_by}
+    priors = priors_of([run for _, run in runs])
+    about = {"assets": lines, "evaluator": tools.judge.sha256, "made_by": made_by, "priors": priors}
     report = _report(tools, "evaluate-assets", [*asset_rows(found), *failed], sheet, about)
     raise_for_failures(states)
     return report
@@ -140,13 +145,27 @@ def evaluate_methods(
     compared = [first[i].prompt for i in finished_prompts(jobs)]
     sheet = tools.out / "methods.png"
     method_sheet(found, compared, methods, sheet)
-    record = read_record(RunDirectory(first[finished_prompts(jobs)[0]].out))
-    about = {"prompts": compared, "evaluator": tools.judge.sha256, "made_by": record.get("device", "unknown")}
+    runs = [RunDirectory(part[i].out) for part in jobs.values() for i in finished_prompts(jobs)]
+    made_by = read_record(runs[0]).get("device", "unknown")
+    about = {"prompts": compared, "evaluator": tools.judge.sha256, "made_by": made_by, "priors": priors_of(runs)}
     rows = [*method_rows(found, methods), Row("all", "failed", n_failed, "count")]
     report = _report(tools, "evaluate-methods", rows, sheet, about)
     if n_failed:
         raise RunError(f"{n_failed} runs failed; {report.results} compares the others; the same command tries again")
     return report
+
+
+def priors_of(runs: Sequence[RunDirectory]) -> list[dict[str, Any]]:
+    """Name and hashes of every prior that made one of `runs`; a warning where there are several."""
+    priors: list[dict[str, Any]] = []
+    for run in runs:
+        told = read_record(run).get("prior", {})
+        prior = {name: told.get(name) for name in ("name", "sha256")}
+        if prior not in priors:
+            priors.append(prior)
+    if len(priors) > 1:
+        logger.warning("the runs were made by %d different priors: the figures mix them", len(priors))
+    return priors
 
 
 def _report(tools: Tools, name: str, rows: list[Row], sheet: Path, about: Mapping[str, object]) -> Report:

@@ -20,12 +20,12 @@ from nerf_bridge.batch.pool import Engine
 from nerf_bridge.batch.queue import run_batch
 from nerf_bridge.errors import UserError
 from nerf_bridge.evaluate.assets import asset_views, requests_of
-from nerf_bridge.evaluate.colours import asked_colours, judge_colours
+from nerf_bridge.evaluate.colours import asked_colours, judge_beside_truth
 from nerf_bridge.evaluate.judge import Judge
 from nerf_bridge.evaluate.measures import Spread, frechet_distance, saturation, seed_spread, sharpness
 from nerf_bridge.evaluate.results import Row, spread_row
 from nerf_bridge.evaluate.sheet import Strip, draw_sheet, save_sheet
-from nerf_bridge.evaluate.truth import SMALL, Request, Views, around, background_for, true_views
+from nerf_bridge.evaluate.truth import MOST_MODELS, SMALL, Request, Views, around, background_for, true_views
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.run.directory import RunDirectory, is_finished, read_record
 from nerf_bridge.settings import merged
@@ -90,16 +90,18 @@ def run_methods(jobs: Mapping[tuple[str, int], Sequence[Job]], out: Path, engine
     return sum(state.state == "failed" for state in states)
 
 
-def measure_object(views: Views, request: Request, judge: Judge, seconds: float) -> ObjectFigures:
-    """The figures of one object, generated or true."""
+def measure_object(
+    views: Views, request: Request, judge: Judge, seconds: float, truths: Sequence[np.ndarray]
+) -> ObjectFigures:
+    """The figures of one object, generated or true; its colour is judged beside those of `truths`, [n, 3] each."""
     small, pixels = views.small(), views.inside()
-    obeyed = judge_colours(pixels, asked_colours(request.prompt))[1] if len(pixels) else False
+    judged = judge_beside_truth([pixels], truths, asked_colours(request.prompt))
     return ObjectFigures(
         features=judge.features(small),
         saturation=saturation(pixels),
         sharpness=sharpness(views.images, views.coverage),
         hits=judge.hits(small, request.noun),
-        obeyed=None if obeyed is None else float(obeyed),
+        obeyed=None if judged is None else judged[0][0],
         seconds=seconds,
         front=small[:1],
     )
@@ -124,9 +126,13 @@ def measure_methods(
     keys = [*jobs, *((name, seed) for name in TRUTHS for seed in seeds)]
     found: dict[tuple[str, int], list[ObjectFigures]] = {}
     cameras = around(VIEWS)
+    truths = [
+        [true_views(request, around(), lot).inside() for lot in range(min(MOST_MODELS, len(request.models)))]
+        for request in tqdm(requests, "true colours")
+    ]
     with tqdm(total=len(keys) * len(finished), desc="measuring") as bar:
         for name, seed in keys:
-            for i, request in zip(finished, requests, strict=True):
+            for i, request, of_truth in zip(finished, requests, truths, strict=True):
                 if name in TRUTHS:
                     lot = seeds.index(seed) + len(seeds) * TRUTHS.index(name)
                     views, seconds = true_views(request, cameras, lot), 0.0
@@ -134,7 +140,7 @@ def measure_methods(
                     run = RunDirectory(jobs[name, seed][i].out)
                     views = asset_views(run.asset, cameras, background_for(request.prompt))
                     seconds = float(sum(read_record(run).get("seconds", {}).values()))
-                found.setdefault((name, seed), []).append(measure_object(views, request, judge, seconds))
+                found.setdefault((name, seed), []).append(measure_object(views, request, judge, seconds, of_truth))
                 bar.update()
     return found
 

@@ -84,8 +84,8 @@ def sample_table(
 
 
 def cameras_of(asked: Sequence[tuple[str, int]]) -> Cameras:
-    """The camera of each (prompt, seed): azimuth, and elevation from 5 to 35 degrees, as if by lot."""
-    lots = [[stable_order(f"{name} {prompt} {seed}") / 2.0**64 for name in ("around", "up")] for prompt, seed in asked]
+    """The camera of each (noun, seed): azimuth, and elevation from 5 to 35 degrees, as if by lot."""
+    lots = [[stable_order(f"{name} {noun} {seed}") / 2.0**64 for name in ("around", "up")] for noun, seed in asked]
     around, up = torch.tensor(lots, dtype=torch.float64).unbind(-1)
     same = torch.ones_like(around)
     elevation = torch.deg2rad(5 + 30 * up)
@@ -93,31 +93,35 @@ def cameras_of(asked: Sequence[tuple[str, int]]) -> Cameras:
 
 
 def draw_samples(prior: Prior, cases: Sequence[Case], plan: SamplePlan, device: torch.device) -> Tensor:
-    """Samples [cases, seeds, 3, s, s] in 0..1 on the CPU, each from its own camera and noise, with a progress bar."""
-    asked = [(case.request.prompt, seed) for case in cases for seed in range(plan.seeds)]
+    """Samples [cases, seeds, 3, s, s] in 0..1 on the CPU, with a progress bar.
+
+    Camera and noise depend on noun and seed alone, so that held-out pairs and the same nouns in trained colours differ
+    in nothing else.
+    """
+    asked = [(case.request, seed) for case in cases for seed in range(plan.seeds)]
     null = prior.encode_prompts([""])
     drawn = []
     for start in tqdm(range(0, len(asked), plan.batch), "sampling"):
         part = asked[start : start + plan.batch]
-        cameras = cameras_of(part).to(device)
-        grey = torch.tensor([background_for(prompt) for prompt, _ in part], device=device)
+        cameras = cameras_of([(request.noun, seed) for request, seed in part]).to(device)
+        grey = torch.tensor([background_for(request.prompt) for request, _ in part], device=device)
         condition = ViewCondition(cameras, grey[:, None].expand(-1, 3))
-        words = prior.encode_prompts([prompt for prompt, _ in part])
-        noise = torch.stack([noise_of(prompt, seed, prior.image_size) for prompt, seed in part]).to(device)
+        words = prior.encode_prompts([request.prompt for request, _ in part])
+        noise = torch.stack([noise_of(request.noun, seed, prior.image_size) for request, seed in part]).to(device)
         drawn.append(ddim_sample(prior, words, null, condition, noise, plan.steps, plan.scale).float().cpu())
     return torch.cat(drawn).unflatten(0, (len(cases), plan.seeds))
 
 
-def noise_of(prompt: str, seed: int, size: int) -> Tensor:
+def noise_of(noun: str, seed: int, size: int) -> Tensor:
     """The noise [3, size, size] that a sample starts from."""
-    generator = torch.Generator().manual_seed(stable_order(f"noise {prompt} {seed}") % 2**62)
+    generator = torch.Generator().manual_seed(stable_order(f"noise {noun} {seed}") % 2**62)
     return torch.randn(3, size, size, generator=generator)
 
 
 def judge_case(case: Case, drawn: Tensor, judge: Judge, seeds: int) -> CaseResult:
     """Judge the samples [seeds, 3, s, s] of a case, and true renders from the same cameras."""
     request = case.request
-    true = true_pictures(request, range(seeds))
+    true = true_pictures(request, seeds)
     sized = functional.interpolate(drawn, (SMALL, SMALL), mode="area") if drawn.shape[-1] != SMALL else drawn
     behind = background_for(request.prompt)
     pixels, true_pixels = ([object_pixels(image, behind) for image in images] for images in (sized, true))
@@ -133,10 +137,10 @@ def judge_case(case: Case, drawn: Tensor, judge: Judge, seeds: int) -> CaseResul
     )
 
 
-def true_pictures(request: Request, seeds: Sequence[int]) -> Tensor:
-    """True renders [seeds, 3, s, s] from the samples' cameras; each seed takes the next model and its own shade."""
-    cameras = cameras_of([(request.prompt, seed) for seed in seeds])
-    return torch.cat([true_views(request, cameras[[i]], seed).small() for i, seed in enumerate(seeds)])
+def true_pictures(request: Request, seeds: int, first_lot: int = 0) -> Tensor:
+    """True renders [seeds, 3, s, s] from the samples' cameras; each takes the next model and its own shade."""
+    cameras = cameras_of([(request.noun, seed) for seed in range(seeds)])
+    return torch.cat([true_views(request, cameras[[i]], first_lot + i).small() for i in range(seeds)])
 
 
 def object_pixels(image: Tensor, background: float) -> np.ndarray:
@@ -167,12 +171,12 @@ def sample_rows(found: Sequence[CaseResult], judge: Judge) -> list[Row]:
 
 
 def frechet_row(found: Sequence[CaseResult], judge: Judge) -> Row:
-    """Frechet distance of all samples to true renders; the floor is that of other models, shades and cameras."""
+    """Frechet distance of all samples to true renders; the floor is that of the next models and shades."""
     drawn, true = (judge.features(torch.cat([getattr(r, name) for r in found])) for name in ("drawn", "true"))
     seeds = len(found[0].true)
     others = []
     for result in tqdm(found, "true renders again"):
-        others.append(true_pictures(result.case.request, range(seeds, 2 * seeds)))
+        others.append(true_pictures(result.case.request, seeds, first_lot=seeds))
     floor = frechet_distance(judge.features(torch.cat(others)), true)
     return Row("all", "frechet", frechet_distance(drawn, true), "of features", floor=floor)
 

@@ -18,6 +18,7 @@ from nerf_bridge.prior.data.colours import TINT_WORDS, TINTS
 from nerf_bridge.prior.data.holdout import stable_order
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.nouns import SYNONYMS
+from nerf_bridge.prior.designs import split_design
 from nerf_bridge.prior.views import compose, render_model
 from nerf_bridge.scene.cameras import Cameras, turntable_cameras
 
@@ -63,13 +64,14 @@ class Views:
 
 
 def read_prompt(prompt: str, models: Sequence[LibraryModel]) -> Request:
-    """Find noun and colour of `prompt` in the library `models`.
+    """Find noun and colour of `prompt`, a design left aside, in the library `models`.
 
     Raises:
-        UserError: the library does not know the noun, or none of its models can show the colour.
+        UserError: the library does not know the noun, or none of its models can show the colour; or there is no such
+            design.
     """
     nouns = {model.noun for model in models}
-    words = prompt.strip().split()
+    words = split_design(prompt)[0].strip().split()
     phrase = " ".join(words[1:] if words[0].lower() in ("a", "an", "the") else words)
     colour = None
     noun = _known(phrase, nouns)

@@ -115,8 +115,12 @@ class EmbeddedPrior:
         On a GPU it is replayed from a CUDA graph, one for each batch size.
         """
         views = () if condition is None else _view_tensors(condition)
-        together = 1 if condition is None or condition.together % self.together else self.together
-        return self._replayed[together](noised, t, embeddings.tokens, embeddings.mask, *views)
+        given = (noised, t, embeddings.tokens, embeddings.mask, *views)
+        if condition is None or self.together == 1 or condition.together % self.together:
+            return self._replayed[1](*given)
+        around = _sets_around(len(noised), condition.together, noised.device)
+        found = self._replayed[self.together](*(tensor[around] for tensor in given))
+        return torch.empty_like(found).index_copy_(0, around, found)
 
     def _predict(
         self, together: int, noised: Tensor, t: Tensor, tokens: Tensor, mask: Tensor, *views: Tensor
@@ -136,6 +140,11 @@ class EmbeddedPrior:
             camera = torch.zeros(b, CAMERA_FEATURES, device=self.device)
             rays = torch.zeros(b, RAY_PLANES, side, side, device=self.device)
         return Condition(tokens.to(self.dtype), mask, camera.to(self.dtype), rays.to(self.dtype))
+
+
+def _sets_around(n: int, together: int, device: torch.device) -> Tensor:
+    """An order [n] of n views, `together` in a row of each object, in which each set of TOGETHER goes once around."""
+    return torch.arange(n, device=device).view(-1, TOGETHER, together // TOGETHER).transpose(1, 2).flatten()
 
 
 def _view_tensors(condition: ViewCondition) -> tuple[Tensor, ...]:

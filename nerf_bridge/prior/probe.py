@@ -60,14 +60,14 @@ class ToldDesigns:
 class AzimuthProbe:
     """Images [n, 3, s, s] in -1..1 of asymmetric objects, what is true of them, and one fixed noise for all.
 
-    Background is mid grey, distance 3, field of view 40 degrees. `nouns`: what each image shows; `designs`: None where
-    they are not known, or no caption fits several models.
+    Background is mid grey, distance 3, field of view 40 degrees. `captions`: what each image shows; `designs`: None
+    where they are not known, or no caption fits several models.
     """
 
     images: Tensor
     noise: Tensor
     truth: Told
-    nouns: tuple[str, ...]
+    captions: tuple[str, ...]
     designs: ToldDesigns | None = None
 
     @staticmethod
@@ -104,13 +104,14 @@ class AzimuthProbe:
                 angles.append((azimuth, elevation))
         if not shown:
             raise UserError(f"none of the {len(models)} models looks different enough from other sides for the probe")
-        text, mask = encoder([own_caption(model) for model in shown])
+        captions = tuple(own_caption(model) for model in shown)
+        text, mask = encoder(captions)
         azimuths, elevations = torch.tensor(angles, device=device).unbind(-1)
         stacked = torch.stack(images)
         noise = torch.randn(stacked.shape, generator=generator)
         truth = Told(azimuths, elevations, text.to(device), mask.to(device))
         told = None if designs is None else _told_designs(truth, designs.to(device)[rows])
-        return AzimuthProbe(stacked.to(device), noise.to(device), truth, tuple(model.noun for model in shown), told)
+        return AzimuthProbe(stacked.to(device), noise.to(device), truth, captions, told)
 
     def measure(self, network: UNet) -> dict[str, float]:
         """Error of v at TIME when told the truth, and its relative rise when told something wrong."""

@@ -73,7 +73,7 @@ class ViewCondition:
     cameras: Cameras  # b cameras
     background: Tensor  # [b, 3] in 0..1
     camera_known: Tensor | None = None  # [b] bool, False hides the camera of that image; none: all are known
-    together: int = 1  # views in a row of one object by one prompt, which b is a multiple of
+    together: int = 1  # views in a row of one object by one prompt, around it in order; b is a multiple of it
 
     def repeat(self, times: int) -> ViewCondition:
         """The whole list `times` times over, as PromptEmbeddings.repeat does."""

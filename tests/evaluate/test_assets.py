@@ -9,8 +9,10 @@ import torch
 from evaluate.small_world import GREEN, RED, Knower, box_glb, finish, library
 
 from nerf_bridge.errors import UserError
+from nerf_bridge.evaluate import assets
 from nerf_bridge.evaluate.assets import asset_lines, asset_rows, asset_sheet, fault_of, find_runs, measure_assets
 from nerf_bridge.evaluate.truth import Views
+from nerf_bridge.prior.data.holdout import stable_order
 from nerf_bridge.run.directory import RunDirectory, write_record
 
 
@@ -84,6 +86,24 @@ def test_the_change_with_azimuth_counts_only_for_asymmetric_things(found):
     rows = {row.metric: row.value for row in asset_rows(turning)}
     assert rows["asymmetric"] == 2 and rows["silhouette_change_within_30"] == 0.5
     assert rows["silhouette_change"] == pytest.approx((1 + 1 / 3) / 2)
+    assert rows["silhouette_change_off_truth"] == pytest.approx((0 + 0.2 + 0.45) / 3)
+
+
+@pytest.mark.compiler
+def test_it_is_compared_with_the_model_most_like_it_of_all_that_fit(runs, monkeypatch):
+    """Also with one beyond those over which the truth is averaged."""
+    monkeypatch.setattr(assets, "MOST_MODELS", 1)
+    cube, other = [m for m in library() if m.noun in ("chair", "horse") and not m.holdout][:2]
+    models = [replace(m, name=name, noun="chair") for name, m in (("a", other), ("b", cube))]
+    first = min(models, key=lambda m: stable_order(m.name))
+    by_itself = []
+    for one in (first, *(m for m in models if m is not first)):
+        alone = measure_assets(find_runs(runs / "one"), [one], Knower("chair", GREEN), None)
+        by_itself.append(alone[0].true_change)
+    (found,) = measure_assets(find_runs(runs / "one"), models, Knower("chair", GREEN), None)
+    cube_is = by_itself[0] if first.name == "b" else by_itself[1]
+    assert found.true_change == cube_is != by_itself[0] + by_itself[1] - cube_is  # the box is most like the cube
+    assert len(found.true_hits) == 8
 
 
 def test_nothing_is_empty():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from evaluate.small_world import encoder
 
 from nerf_bridge.evaluate import azimuth
 from nerf_bridge.evaluate.azimuth import AzimuthErrors, azimuth_rows, ideal_errors, measure_azimuth, stored_renders
+from nerf_bridge.evaluate.prior import azimuth_table
 from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.probe import AzimuthProbe
 from nerf_bridge.prior.unet import UNet, UNetConfig, schedule
@@ -52,6 +54,27 @@ def test_where_nothing_is_seen_the_ideal_answer_is_the_mean(probe):
     blind = ideal_errors(probe, right, 1 - 1e-6)
     expected = [(renders.mean(0) - image).square().mean() for renders, image in zip(right, probe.images, strict=True)]
     assert torch.allclose(blind, torch.stack(expected), rtol=1e-2)
+
+
+@pytest.mark.compiler
+def test_the_table_is_of_trained_and_of_held_out_models():
+    models = [replace(model, holdout=i % 3 == 0) for i, model in enumerate(MODELS)]
+    prior = SimpleNamespace(network=UNet(TINY), text_encoder=encoder(), device=torch.device("cpu"))
+    rows = azimuth_table(prior, models, 3, (-4.0,))
+    assert {row.case for row in rows} == {"new views, log-SNR -4", "new models, log-SNR -4"}
+    assert [row.value for row in rows if row.metric == "gate"] == [0.0, 0.0]
+    trained = azimuth_table(prior, [model for model in models if not model.holdout], 3, (-4.0,))
+    assert {row.case for row in trained} == {"new views, log-SNR -4"}
+
+
+@pytest.mark.compiler
+def test_the_ideal_denoiser_knows_only_what_the_caption_fits(probe):
+    """Half of the desks are red in themselves: told so, it does not think of the others."""
+    named = [replace(model, base_colour_word="red" if i % 4 == 1 else None) for i, model in enumerate(MODELS)]
+    probe = AzimuthProbe.build(named, encoder(), torch.device("cpu"), n_images=6)
+    counts = dict(zip(probe.captions, map(len, stored_renders(probe, named, 0)), strict=True))
+    assert counts.get("a red desk", 3) == 3 and counts.get("a desk", 3) == 3 and counts.get("a horse", 6) == 6
+    assert len(counts) > 1
 
 
 def errors(prior, ideal):

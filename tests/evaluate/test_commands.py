@@ -16,7 +16,7 @@ from nerf_bridge.evaluate.batches import nouns_of
 from nerf_bridge.evaluate.model import Evaluator, save_evaluator
 from nerf_bridge.evaluate.results import Row
 from nerf_bridge.prior.data.pack import pack_library
-from nerf_bridge.run.directory import RunDirectory
+from nerf_bridge.run.directory import RunDirectory, read_record, write_record
 
 
 @pytest.fixture
@@ -91,6 +91,25 @@ def test_assets_from_prompts_to_table(world, capsys, tmp_path):
         "a-green-chair-s4",
         "a-red-sofa-s4",
     ]
+
+
+@pytest.mark.compiler
+def test_only_the_runs_of_the_prompts_are_measured_and_their_priors_named(world, tmp_path, caplog, monkeypatch):
+    def generate(config, out):
+        run = finish(RunDirectory(out), config.prompt, box_glb(GREEN))
+        prior = {"name": "embedded", "sha256": {"a": config.prompt[2]}, "licence": "none"}
+        write_record(run, read_record(run) | {"prior": prior})
+        return run
+
+    monkeypatch.setattr(pipeline, "generate", generate)
+    (tmp_path / "one.txt").write_text("a green chair, design 2\n")
+    for prompts, priors in (("one.txt", ["g"]), ("prompts.txt", ["g", "r"])):
+        assert cli.main(["evaluate", "assets", prompts, *world]) == 0
+        (results,) = (tmp_path / "out").glob("evaluate-assets-*.json")
+        document = json.loads(results.read_text())
+        assert {row["metric"]: row["value"] for row in document["rows"]}["assets"] == len(priors)
+        assert document["priors"] == [{"name": "embedded", "sha256": {"a": letter}} for letter in priors]
+    assert caplog.text.count("2 different priors") == 1
 
 
 @pytest.mark.compiler

@@ -106,6 +106,18 @@ def test_views_of_one_object_are_denoised_together_where_it_was_trained_for(tmp_
     assert torch.allclose(three, torch.cat(each[:3]), atol=1e-5)
 
 
+def test_eight_views_make_two_sets_that_go_around():
+    assert embedded._sets_around(8, 4, CPU).tolist() == list(range(8))
+    assert embedded._sets_around(16, 8, CPU).tolist() == [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]
+    prior = EmbeddedPrior(tiny_network(), torch.nn.Identity(), CPU, {}, together=TOGETHER)
+    images, t, told = noised(8), torch.linspace(0.5, 0.9, 8), words(1).select([0] * 8)
+    eight = replace(views([0.1 * i for i in range(8)]), together=8)
+    found = prior.predict_noise(images, t, told, eight)
+    for rows in ([0, 2, 4, 6], [1, 3, 5, 7]):
+        four = prior.predict_noise(images[rows], t[rows], told.select(rows), replace(eight.select(rows), together=4))
+        assert torch.allclose(found[rows], four, atol=1e-5)
+
+
 def test_weights_that_know_sets_of_another_size_are_refused(tmp_path):
     save_weights(tiny_network(), tmp_path, {}, together=3)
     with pytest.raises(UserError, match="views together: 3, known are 1 and 4"):

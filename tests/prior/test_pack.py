@@ -8,6 +8,7 @@ import pytest
 from test_library import write_catalogue
 
 from nerf_bridge.errors import UserError
+from nerf_bridge.prior.data import card
 from nerf_bridge.prior.data.holdout import holdout_json, mark_holdout
 from nerf_bridge.prior.data.pack import load_library, main, pack_library
 from nerf_bridge.prior.data.primitives import build_primitives
@@ -62,6 +63,16 @@ def test_command_refuses_a_missing_package(tmp_path, capsys):
         main(["--package", str(tmp_path / "none.deb"), "--out", str(tmp_path / "x.npz")])
     assert stop.value.code == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_the_card_s_command_writes_what_is_held_out_too(tmp_path):
+    pack_library(build_primitives(0, 5, 5), tmp_path / "library.npz")
+    words = ["--library", str(tmp_path / "library.npz"), "--out", str(tmp_path / "card.md")]
+    card.main(words)
+    assert not (tmp_path / "holdout.json").exists()
+    card.main([*words, "--holdout", str(tmp_path / "holdout.json")])
+    assert json.loads((tmp_path / "holdout.json").read_text())["models"] == []
+    assert "Data card" in (tmp_path / "card.md").read_text()
 
 
 def test_holdout_list_names_marked_models():

@@ -124,8 +124,8 @@ def test_a_network_that_listens_to_the_design_shows_it(models, encoder):
     masks = torch.tensor([0b111, 0b111, 0, -1 + (1 << DESIGNS)] * len(models))[: len(models)]
     with_designs = AzimuthProbe.build(models, encoder, CPU, n_images=6, designs=masks)
     several = with_designs.designs.several
-    told = {model.noun for model, mask in zip(models, masks.tolist(), strict=True) if mask == 0b111}
-    assert several.tolist() == [noun in told for noun in with_designs.nouns] and 0 < several.sum() < 6
+    told = {probe.own_caption(model) for model, mask in zip(models, masks.tolist(), strict=True) if mask == 0b111}
+    assert several.tolist() == [caption in told for caption in with_designs.captions] and 0 < several.sum() < 6
     listener = Listener(with_designs, ("text",))
     listener.known = probe._condition(with_designs.designs.own, 32, torch.float32)
     figures = with_designs.measure(listener)

@@ -7,6 +7,9 @@ import torch
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior import text
+from nerf_bridge.prior.data.captions import SOURCE_WORDS
+from nerf_bridge.prior.data.pack import pack_library
+from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.text import TextEncoder, prune_text_encoder, text_encoder_folder
 
 TEXTS = ["a green armchair", "", "a red sofa, oversaturated, smooth"]
@@ -36,6 +39,19 @@ def test_the_pruned_encoder_agrees(encoder: TextEncoder, tmp_path: Path) -> None
     pruned_hidden, pruned_mask = TextEncoder(tmp_path, 16)(TEXTS)
     assert torch.equal(mask, pruned_mask)
     assert float((hidden - pruned_hidden)[mask].abs().max()) < 0.01
+
+
+def test_the_command_keeps_the_words_of_captions_and_prompts(tmp_path: Path) -> None:
+    pack_library(build_primitives(0, n_single=20, n_pairs=2), tmp_path / "library.npz")
+    (tmp_path / "prompts.txt").write_text("a purple zeppelin\n")
+    words = ["--library", str(tmp_path / "library.npz"), "--prompts", str(tmp_path / "prompts.txt")]
+    text.main([*words, "--out", str(tmp_path / "text")])
+    kept = ["a red cube", f"a blue ball, {SOURCE_WORDS}", "a purple zeppelin"]
+    (whole, mask), (pruned, _) = (
+        TextEncoder(folder, 40)(kept) for folder in (text_encoder_folder(), tmp_path / "text")
+    )
+    assert float((whole - pruned)[mask].abs().max()) < 0.01
+    assert (tmp_path / "text" / "model.safetensors").stat().st_size < 30e6
 
 
 def test_a_missing_package_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

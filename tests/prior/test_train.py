@@ -17,7 +17,7 @@ from nerf_bridge.prior.data.pack import pack_library
 from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.designs import DESIGNS
 from nerf_bridge.prior.embedded import load_weights, save_weights
-from nerf_bridge.prior.train import FlatParameters, draw_times, learning_rate, where_to_start
+from nerf_bridge.prior.train import FlatParameters, draw_times, learning_rate, run, where_to_start
 from nerf_bridge.prior.unet import TOGETHER, Condition, UNet, UNetConfig
 
 TINY = UNetConfig(image_size=16, channels=(64, 64), blocks=1, embedding=64, text_length=4)
@@ -89,6 +89,12 @@ def test_going_on_takes_the_weights_and_the_record_of_how_they_came(tmp_path: Pa
         where_to_start(arguments(tmp_path / "new", resume=True))
 
 
+@pytest.mark.parametrize("in_sets", [4, 320, -64])
+def test_sets_that_do_not_fill_a_step_are_refused(in_sets: int) -> None:
+    with pytest.raises(UserError, match=rf"--in-sets: expected a multiple of 64 up to --batch \(256\), got {in_sets}"):
+        run(Namespace(in_sets=in_sets, batch=256), 0, 1)
+
+
 def test_a_kill_while_weights_are_written_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     save_weights(UNet(TINY), tmp_path, {})
@@ -123,7 +129,7 @@ def test_a_short_training_runs_and_saves_weights(tmp_path: Path) -> None:
     assert log[-1]["loss"] < 0.5
     assert load_weights(tmp_path / "w").together == 1
     subprocess.run(
-        [*command, "--resume", "--in-sets", "32"], check=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
+        [*command, "--resume", "--in-sets", "64"], check=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
     )
     again = json.loads((tmp_path / "w" / "index.json").read_text())["training"]
     assert load_weights(tmp_path / "w").together == TOGETHER

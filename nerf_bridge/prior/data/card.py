@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from nerf_bridge.prior.data.holdout import holdout_json
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.pack import load_library
 from nerf_bridge.run.files import write_text
@@ -100,8 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m nerf_bridge.prior.data.card", description=__doc__.splitlines()[0])
     parser.add_argument("--library", type=Path, required=True, help="the packed library")
     parser.add_argument("--out", type=Path, required=True, help="the Markdown file to write")
+    parser.add_argument("--holdout", type=Path, help="also the JSON file of what is held out")
     options = parser.parse_args(arguments)
-    write_text(options.out, data_card(load_library(options.library)))
+    models = load_library(options.library)
+    write_text(options.out, data_card(models))
+    if options.holdout:
+        write_text(options.holdout, holdout_json(models))
 
 
 if __name__ == "__main__":

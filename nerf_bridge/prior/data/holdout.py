@@ -7,11 +7,9 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.nouns import SYNONYMS
-from nerf_bridge.run.files import write_text
 
 N_MODELS = 40
 MIN_MODELS = 4  # a noun needs as many models before one of them is held out
@@ -128,8 +126,3 @@ def holdout_json(models: Sequence[LibraryModel]) -> str:
     held = [{"name": model.name, "noun": model.noun} for model in models if model.holdout]
     pairs = [{"noun": noun, "colour": colour} for noun, colour in sorted(HELD_OUT_PAIRS)]
     return json.dumps({"models": held, "pairs": pairs}, indent=1) + "\n"
-
-
-def write_holdout(models: Sequence[LibraryModel], path: Path) -> None:
-    """Write holdout_json to a file."""
-    write_text(path, holdout_json(models))
