@@ -118,6 +118,8 @@ class EmbeddedPrior:
         given = (noised, t, embeddings.tokens, embeddings.mask, *views)
         if condition is None or self.together == 1 or condition.together % self.together:
             return self._replayed[1](*given)
+        if condition.together == self.together:
+            return self._replayed[self.together](*given)
         around = _sets_around(len(noised), condition.together, noised.device)
         found = self._replayed[self.together](*(tensor[around] for tensor in given))
         return torch.empty_like(found).index_copy_(0, around, found)
