@@ -205,15 +205,16 @@ def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The new results with the rows of cases that were not run again, which name their commit where it is another.
 
     Raises:
-        UserError: the old results are of another device or other versions.
+        UserError: the old results are of another device, other versions or other settings.
     """
-    for key in ("device", "versions"):
+    for key in ("device", "versions", "settings"):
         if old[key] != new[key]:
             raise UserError(f"--add: the results file is of the {key} {old[key]!r}, this run of {new[key]!r}")
     again = {row["case"] for row in new["rows"]}
+    stems = {case.split(",")[0] for case in again}
     kept = [{"commit": old["commit"]} | row for row in old["rows"] if row["case"] not in again]
     kept = [{k: v for k, v in row.items() if (k, v) != ("commit", new["commit"])} for row in kept]
-    remarks = [line for line in old["left_out"] if line.split(",")[0].split(":")[0] not in again]
+    remarks = [line for line in old["left_out"] if line.split(",")[0].split(":")[0] not in stems]
     rows = new["rows"] + kept
     return new | {"rows": rows, "left_out": new["left_out"] + remarks, "not_measured": not_measured(ROWS_OF, rows)}
 

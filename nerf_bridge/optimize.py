@@ -39,7 +39,7 @@ from nerf_bridge.guidance import (
 from nerf_bridge.memory.descent import OutOfMemory, attempt, descend, give_back_unused, settle, tried
 from nerf_bridge.memory.ladder import LAST_EQUAL, RUNGS, parts_of
 from nerf_bridge.ops.adam import SkippingAdam
-from nerf_bridge.prior.protocol import Prior, ViewCondition
+from nerf_bridge.prior.protocol import Prior, ViewCondition, kept_together
 from nerf_bridge.regularisers import regularisers
 from nerf_bridge.render import Rendering, render_in_chunks
 from nerf_bridge.run.directory import RunDirectory
@@ -188,7 +188,8 @@ def gradients(
         answers: of the prior to the parts of the step; empty: it is asked, and they are put there.
     """
     optimiser.zero_grad()
-    parts = parts_of(config.camera.views, prior.view_group, RUNGS[progress.rung])
+    n_views = config.camera.views
+    parts = parts_of(n_views, kept_together(prior, n_views), RUNGS[progress.rung])
     kept: Sequence[Answer | None] = answers or [None] * len(parts)
     found = [
         backward(scene, prior, words, config, progress, part, views, answer)

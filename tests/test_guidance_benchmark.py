@@ -163,19 +163,30 @@ def test_a_peer_that_cannot_run_is_left_out_and_ours_is_kept():
 
 
 def test_results_of_several_runs_are_joined():
-    old = {"device": "d", "versions": {}, "commit": "c", "left_out": ["a, eager: x", "b, eager: y"]}
+    old = {"device": "d", "versions": {}, "settings": {}, "commit": "c", "left_out": ["a, eager: x", "b, eager: y"]}
     old["rows"] = [{"case": "a", "value": 1}, {"case": "b", "value": 2}]
-    new = {"device": "d", "versions": {}, "commit": "c", "left_out": [], "rows": [{"case": "a", "value": 3}]}
+    new = {
+        "device": "d",
+        "versions": {},
+        "settings": {},
+        "commit": "c",
+        "left_out": [],
+        "rows": [{"case": "a", "value": 3}],
+    }
     both = guidance.joined(old, new)
     assert both["not_measured"] == list(guidance.ROWS_OF)
     assert both["rows"] == [{"case": "a", "value": 3}, {"case": "b", "value": 2}]
     assert both["left_out"] == ["b, eager: y"]
     with pytest.raises(UserError, match="the results file is of the device 'e', this run of 'd'"):
         guidance.joined(old | {"device": "e"}, new)
+    with pytest.raises(UserError, match="of the settings {'quick': True}"):
+        guidance.joined(old | {"settings": {"quick": True}}, new)
+    mended = [{"case": "start, empty cache", "value": 1}]
+    assert guidance.joined(old | {"left_out": ["start: failed: x"]}, new | {"rows": mended})["left_out"] == []
 
 
 def test_rows_of_another_commit_keep_its_name():
-    first = {"device": "d", "versions": {}, "commit": "one", "left_out": []}
+    first = {"device": "d", "versions": {}, "settings": {}, "commit": "one", "left_out": []}
     first["rows"] = [{"case": "a", "value": 1}, {"case": "b", "value": 2}]
     second = guidance.joined(first, first | {"commit": "two", "rows": [{"case": "a", "value": 3}]})
     assert second["rows"] == [{"case": "a", "value": 3}, {"case": "b", "value": 2, "commit": "one"}]

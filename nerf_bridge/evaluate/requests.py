@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from nerf_bridge.evaluate.truth import Request, read_prompt, shows
+from nerf_bridge.evaluate.truth import PALE, Request, read_prompt, shows
 from nerf_bridge.prior.data.colours import MATERIAL_WORDS, TINT_WORDS
 from nerf_bridge.prior.data.holdout import HELD_OUT_PAIRS, is_held_out, stable_order
 from nerf_bridge.prior.data.model import LibraryModel
@@ -34,7 +34,7 @@ def draw_cases(models: Sequence[LibraryModel], n_nouns: int) -> list[Case]:
     chosen = [("nouns", noun, trained_colour(noun, "nouns")) for noun in words]
     pairs = [(noun, colour) for noun, colour in sorted(HELD_OUT_PAIRS) if noun in articles]
     chosen += [("held-out pairs", noun, colour) for noun, colour in pairs]
-    chosen += [("same nouns", noun, trained_colour(noun, f"instead of {colour}")) for noun, colour in pairs]
+    chosen += [("same nouns", noun, trained_colour(noun, f"instead of {colour}", PALE)) for noun, colour in pairs]
     cases = []
     for group, noun, colour in chosen:
         prompt = with_article(f"{colour} {noun}", countable=bool(articles[noun]))
@@ -42,7 +42,7 @@ def draw_cases(models: Sequence[LibraryModel], n_nouns: int) -> list[Case]:
     return cases
 
 
-def trained_colour(noun: str, lot: str) -> str:
-    """A colour that is not held out for `noun` or what it is a kind of; `lot` names the draw."""
-    allowed = [colour for colour in COLOURS if not is_held_out(noun, colour)]
+def trained_colour(noun: str, lot: str, without: Collection[str] = ()) -> str:
+    """A colour, none of `without`, that is not held out for `noun` or what it is a kind of; `lot` names the draw."""
+    allowed = [colour for colour in COLOURS if colour not in without and not is_held_out(noun, colour)]
     return min(allowed, key=lambda colour: stable_order(f"{lot} {noun} {colour}"))

@@ -25,6 +25,7 @@ from nerf_bridge.scene.cameras import Cameras, turntable_cameras
 LARGE, SMALL = 256, 64  # pixels: of the renders, and of what the evaluator sees
 AZIMUTHS = 8
 ELEVATION_DEG, DISTANCE, FOVY_DEG = 15.0, 3.0, 40.0
+PALE = frozenset({"white", "silver"})  # colours that white would hide
 MOST_MODELS = 4  # of a noun, where truth is averaged over its models
 
 
@@ -72,7 +73,7 @@ def read_prompt(prompt: str, models: Sequence[LibraryModel]) -> Request:
     """
     nouns = {model.noun for model in models}
     words = split_design(prompt)[0].strip().split()
-    phrase = " ".join(words[1:] if words[0].lower() in ("a", "an", "the") else words)
+    phrase = " ".join(words[1:] if words and words[0].lower() in ("a", "an", "the") else words)
     colour = None
     noun = _known(phrase, nouns)
     first, _, rest = phrase.partition(" ")
@@ -103,7 +104,7 @@ def shows(model: LibraryModel, colour: str | None) -> bool:
 
 def background_for(prompt: str) -> float:
     """Grey level behind the renders of a prompt: white, but mid grey for what is to be as pale as that."""
-    return 0.5 if {"white", "silver"} & set(prompt.lower().split()) else 1.0
+    return 0.5 if PALE & set(prompt.lower().split()) else 1.0
 
 
 def around(n: int = AZIMUTHS) -> Cameras:

@@ -104,9 +104,9 @@ def within_preset(config: GenerateConfig) -> GenerateConfig:
     return config.model_copy(update={"render": smaller})
 
 
-def parts_of(n_views: int, view_group: int, rung: Rung) -> list[slice]:
+def parts_of(n_views: int, group: int, rung: Rung) -> list[slice]:
     """The views of a step as slices that are rendered together: all of them, or group by group."""
-    size = view_group if rung.one_group else n_views
+    size = group if rung.one_group else n_views
     return [slice(start, min(start + size, n_views)) for start in range(0, n_views, size)]
 
 

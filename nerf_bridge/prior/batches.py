@@ -128,7 +128,8 @@ def draw_batch(data: TrainingData, b: int, in_sets: int = 0) -> Batch:
     spread = data.tint_spread[tint - 1] * torch.randn(b, 3, device=device)[leader]
     background = random_backgrounds(b, device)
     images = compose(data.views.layers[rows], (data.tint_mean[tint - 1] + spread).clamp(0, 1), tint > 0, background)
-    images[flawed] = degrade(images[flawed], state[flawed] - 1)
+    strength = torch.rand(b, device=device)[leader][flawed]
+    images[flawed] = degrade(images[flawed], state[flawed] - 1, strength)
     condition = draw_condition(data, rows, caption, designs, background, leader)
     return Batch(2 * images - 1, replace(condition, in_sets=in_sets))
 

@@ -80,8 +80,8 @@ def draw_flaws(n: int, device: torch.device) -> Tensor:
     return torch.randint(len(FLAWS), (n,), device=device) * (torch.rand(n, device=device) > DISTILLED_SHARE)
 
 
-def degrade(images: Tensor, kind: Tensor) -> Tensor:
-    """Images [b, 3, h, w] each with the flaw of its index `kind` [b] in the order of FLAWS, at a random strength."""
-    strength = torch.rand(len(images), 1, 1, 1, device=images.device, dtype=images.dtype)
+def degrade(images: Tensor, kind: Tensor, strength: Tensor) -> Tensor:
+    """Images [b, 3, h, w] each with the flaw of its index `kind` [b] in the order of FLAWS, at its `strength` [b]."""
+    strength = strength.to(images.dtype).view(-1, 1, 1, 1)
     flawed = torch.stack([flaw(images, strength) for flaw in FLAWS.values()])
     return flawed[kind, torch.arange(len(images), device=images.device)]

@@ -117,6 +117,19 @@ class DesigningPrior(Protocol):
     designs: int
 
 
+@runtime_checkable
+class JoiningPrior(Protocol):
+    """A prior that denoises `together` views of an object together where a step has so many, or a multiple of it."""
+
+    together: int
+
+
+def kept_together(prior: Prior, n_views: int) -> int:
+    """How many of the `n_views` of a step `prior` must see in one call, so that its answer stays the same."""
+    together = prior.together if isinstance(prior, JoiningPrior) else 1
+    return n_views if together > 1 and n_views % together == 0 else prior.view_group
+
+
 class Prior(Protocol):
     """A diffusion model that says what an image of a prompt should look like.
 

@@ -23,7 +23,11 @@ from nerf_bridge.memory.ladder import (
     within_preset,
 )
 from nerf_bridge.optimize import render_views, training_step
+from nerf_bridge.prior.embedded import EmbeddedPrior
 from nerf_bridge.prior.models.fast_network import FastNetwork
+from nerf_bridge.prior.protocol import kept_together
+from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
+from nerf_bridge.prior.unet import TOGETHER, UNet, UNetConfig
 from nerf_bridge.run.state import Progress, build_optimiser
 from nerf_bridge.scene.scene import build_scene
 
@@ -132,6 +136,35 @@ def test_every_exact_rung_gives_the_same_gradient(family, tiny_model, tmp_path):
         for name, grad in whole.items():
             assert (sparing[name] - grad).abs().max() <= 2e-5 * grad.abs().max(), (RUNGS[rung].name, name)
         assert says.opacity == pytest.approx(said.opacity, rel=1e-5)
+
+
+@pytest.mark.parametrize(("views", "parts"), [(4, 1), (8, 1), (3, 3)])
+def test_views_that_are_denoised_together_stay_together_on_every_rung(views, parts):
+    """Also where a step has two sets; three are no set, and go one by one."""
+    config = tiny_config(camera__views=views)
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(image_size=16, channels=(64, 64), blocks=1, embedding=64, text_length=8))
+    for parameter in network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    words = TextEncoder(text_encoder_folder(), 8)
+    prior = EmbeddedPrior(network, words, CPU, {}, together=TOGETHER)
+    prior.dtype = torch.float32
+    prior.network.float()
+    assert len(parts_of(views, kept_together(prior, views), RUNGS[1])) == parts
+    scene = build_scene(config, "torch", CPU)
+    found = []
+    for rung in (0, 1):
+        optimiser = build_optimiser(scene, config)
+        encoded = encode_words(prior, config.prompt, config.guidance)
+        parameters = [p for group in optimiser.param_groups for p in group["params"]]
+        before = [p.detach().clone() for p in parameters]
+        training_step(scene, optimiser, prior, encoded, config, Progress(5, rung=rung))
+        found.append([p.grad.clone() for p in parameters if p.grad is not None])
+        for p, old in zip(parameters, before, strict=True):
+            p.data.copy_(old)
+    for whole, sparing in zip(*found, strict=True):
+        assert float((whole - sparing).abs().max()) <= 2e-5 * float(whole.abs().max())
 
 
 def test_rays_in_parts_are_rendered_the_same_and_keep_less():

@@ -103,7 +103,7 @@ def test_compose_tints_only_what_is_tintable_and_fills_the_background() -> None:
 def test_each_flaw_changes_the_image_mildly(name: str) -> None:
     torch.manual_seed(0)
     images = torch.rand(4, 3, 16, 16) * 0.5 + torch.linspace(0, 0.5, 16)
-    flawed = degrade(images, torch.full((4,), list(FLAWS).index(name)))
+    flawed = degrade(images, torch.full((4,), list(FLAWS).index(name)), torch.rand(4))
     assert flawed.shape == images.shape
     assert float(flawed.min()) >= 0.0
     assert float(flawed.max()) <= 1.0
@@ -121,7 +121,7 @@ def test_what_is_thin_fades_in_a_distillation_and_what_is_thick_stays() -> None:
     image = torch.ones(1, 3, 32, 32)
     image[:, 1:, 4:16, 4:28] = 0.2  # a red seat
     image[:, 1:, 16:30, 8] = 0.2  # a red leg
-    flawed = degrade(image, torch.zeros(1, dtype=torch.long))[0]
+    flawed = degrade(image, torch.zeros(1, dtype=torch.long), torch.rand(1))[0]
     seat, leg, behind = flawed[1, 10, 16], flawed[1, 24, 8], flawed[1, 24, 20]
     assert float(seat) < 0.2 and float(behind) == 1.0 and 0.6 < float(leg) <= 1.0
 

@@ -76,14 +76,14 @@ HELD_OUT_PAIRS: frozenset[tuple[str, str]] = frozenset(
 
 
 def is_held_out(noun: str, colour: str, pairs: frozenset[tuple[str, str]] = HELD_OUT_PAIRS) -> bool:
-    """Whether nothing called `noun` may be shown or told in `colour`: it, or what it is a kind of, is held out in it.
+    """Whether nothing called `noun` may be tinted or called `colour`: it, or what it is a kind of, is held out in it.
 
     A kind has the noun among its names, or as the last of its words before "of", "with" or "on": an SUV is a car, a
     rocking horse a horse and a vase of tulips a vase, but a table lamp is no table.
     """
-    head = re.split(r" (?:of|with|on) ", noun, maxsplit=1)[0]
-    names = {noun, head, *SYNONYMS.get(noun, ())}
-    return any(c == colour and (n in names or head.endswith(f" {n}")) for n, c in pairs)
+    names = (noun, *SYNONYMS.get(noun, ()))
+    heads = [re.split(r" (?:of|with|on) ", name, maxsplit=1)[0] for name in names]
+    return any(c == colour and (n in names or any(f" {head}".endswith(f" {n}") for head in heads)) for n, c in pairs)
 
 
 def stable_order(text: str) -> int:
