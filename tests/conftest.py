@@ -6,6 +6,7 @@ And the tiny models of every family, built once for all tests.
 from __future__ import annotations
 
 import importlib.util
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def _missing() -> dict[str, str]:
     if (reason := khronos.why_missing()) is not None:
         reasons["validator"] = reason
     return reasons
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C work, which a shell turns off in what it starts in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_report_header() -> list[str]:
