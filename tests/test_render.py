@@ -69,7 +69,7 @@ def test_even_ball_has_the_opacity_and_depth_of_the_integral(sigma: float) -> No
     assert (picture.opacity.view(-1)[half == 0] == 0).all() and 0.2 < (half > 0).float().mean() < 0.8
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.compiler)])
 @pytest.mark.parametrize("shading", ["albedo", "lambertian"])
 @pytest.mark.parametrize("capacity", [None, 64])
 def test_no_views_are_an_empty_rendering(backend: str, shading: Shading, capacity: int | None) -> None:
