@@ -11,10 +11,11 @@ from torch import Tensor
 
 from nerf_bridge.prior.data.captions import CaptionTable
 from nerf_bridge.prior.data.colours import tint_distribution
+from nerf_bridge.prior.data.design_masks import design_masks
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.primitives import CATEGORY as PRIMITIVES
 from nerf_bridge.prior.degrade import FLAWS, degrade, draw_flaws
-from nerf_bridge.prior.designs import add_designs, design_masks, design_vectors, draw_designs
+from nerf_bridge.prior.designs import DESIGNS, add_designs, design_vectors
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import TOGETHER, Condition, camera_features, ray_map
 from nerf_bridge.prior.views import RenderedViews, camera_numbers, compose
@@ -38,7 +39,7 @@ class TrainingData:
         usable: [models, tints + 1] bool, which tints may be drawn.
         draw: model rows to draw from uniformly, [d] int64; nouns with many models are drawn less than in proportion.
         tint_mean, tint_spread: [tints, 3]; index 0 is tint 1 of the captions.
-        designs: of captions, as bits, [models, tints + 1, states, k] int64 (designs.design_masks).
+        designs: of captions, as bits, [models, tints + 1, states, k] int64 (data/design_masks.py).
         design_words: their vectors [DESIGNS, width] half.
     """
 
@@ -161,6 +162,13 @@ def draw_condition(
     mask = mask & (chance[2] >= TEXT_DROPOUT)[:, None]
     bf16 = torch.bfloat16
     return Condition(text.to(bf16), mask, camera.to(bf16), (rays * known[:, None, None, None]).to(bf16))
+
+
+def draw_designs(masks: Tensor) -> Tensor:
+    """One of the designs of each mask [b], by lot: [b] int64, 0 where it has none."""
+    bits = (masks[:, None] >> torch.arange(DESIGNS, device=masks.device)) & 1
+    lot = (torch.rand(bits.shape, device=masks.device) + 1) * bits
+    return (lot.argmax(1) + 1) * (masks != 0)
 
 
 def random_backgrounds(b: int, device: torch.device) -> Tensor:

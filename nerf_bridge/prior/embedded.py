@@ -236,6 +236,11 @@ def save_weights(network: UNet, folder: Path, training: dict, designs: int = 0, 
             aside = renamed_at_the_end.enter_context(replacing(path))
             save_file(shard, aside)
             sha256[path.name] = hashlib.sha256(aside.read_bytes()).hexdigest()
-    told = {"designs": designs, "together": together}
-    index = {"network": asdict(network.config)} | told | {"sha256": sha256, "training": training}
+    index = {
+        "network": asdict(network.config),
+        "designs": designs,
+        "together": together,
+        "sha256": sha256,
+        "training": training,
+    }
     write_json(folder / "index.json", index)

@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior.data.captions import CaptionTable, build_caption_table, caption_variants
+from nerf_bridge.prior.data.design_masks import design_masks
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.pack import load_library
-from nerf_bridge.prior.designs import DESIGNS, add_designs, design_masks, design_vectors
+from nerf_bridge.prior.designs import DESIGNS, add_designs, design_vectors
 from nerf_bridge.prior.embedded import load_embedded
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import Condition, UNet, camera_features, ray_map, schedule
@@ -171,12 +171,12 @@ def _told_designs(truth: Told, masks: Tensor) -> ToldDesigns | None:
     return ToldDesigns(own, other, several) if bool(several.any()) else None
 
 
-def own_designs(captions: CaptionTable, models: Sequence[LibraryModel]) -> Tensor:
+def own_designs(captions: CaptionTable, models: Sequence[LibraryModel], designs: Tensor) -> Tensor:
     """The designs that mean each model when it is called by its own caption, as bits, [models] int64; 0 where no
-    caption may say its colour."""
+    caption may say its colour. `designs`: of all captions, as data/design_masks.py has them."""
     named = [captions.texts[i] for i in captions.caption_index[:, 0, 0, 0]]
     own = [text == own_caption(model) for text, model in zip(named, models, strict=True)]
-    return torch.from_numpy(np.where(own, design_masks(captions, models)[:, 0, 0, 0], 0))
+    return designs[:, 0, 0, 0] * torch.tensor(own, device=designs.device)
 
 
 def own_caption(model: LibraryModel) -> str:
@@ -228,7 +228,10 @@ def main() -> None:
     held_out = arguments.models == "holdout"
     models = [model for model in load_library(arguments.library) if model.holdout == held_out]
     prior = load_embedded("cpu", arguments.weights)
-    designs = own_designs(build_caption_table(models, 0), models) if prior.designs and not held_out else None
+    designs = None
+    if prior.designs and not held_out:
+        captions = build_caption_table(models, 0)
+        designs = own_designs(captions, models, torch.from_numpy(design_masks(captions, models)))
     probe = AzimuthProbe.build(models, prior.text_encoder, torch.device("cpu"), designs=designs)
     figures = {"images": len(probe.images), **probe.measure(prior.network)}
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")

@@ -261,7 +261,8 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     network = load_weights(start).network if start else UNet(config)
     encoder = TextEncoder(arguments.text_encoder or text_encoder_folder(), config.text_length).to("cuda")
     data = prepare(models, captions, views, encoder, torch.device("cuda"))
-    probe = AzimuthProbe.build(models, encoder, torch.device("cuda"), designs=own_designs(captions, models))
+    own = own_designs(captions, models, data.designs)
+    probe = AzimuthProbe.build(models, encoder, torch.device("cuda"), designs=own)
     torch.manual_seed(arguments.seed + 1 + rank)
     trainer = Trainer(channels_last(network.to("cuda")), data, arguments.batch, arguments.in_sets)
     options = {name: getattr(arguments, name) for name in ("batch", "in_sets", "lr", "views", "minutes", "seed")}

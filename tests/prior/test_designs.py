@@ -11,15 +11,15 @@ import torch
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior import designs
+from nerf_bridge.prior.batches import draw_designs
 from nerf_bridge.prior.data.captions import build_caption_table
+from nerf_bridge.prior.data.design_masks import design_masks
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.designs import (
     DESIGNS,
     add_designs,
-    design_masks,
     design_vectors,
-    draw_designs,
     split_design,
     with_design,
 )
@@ -40,12 +40,11 @@ def meant(models: list[LibraryModel]) -> Callable[[str], dict[int, set[int]]]:
     """A function from a caption to the designs that mean each model when told with it."""
     captions = build_caption_table(models, 0)
     masks = design_masks(captions, models)
-    drawn = np.concatenate([np.ones((len(models), 1), dtype=bool), captions.usable[:, 1:]], axis=1)
 
     def designs_of(text: str) -> dict[int, set[int]]:
         found: dict[int, set[int]] = {}
         for cell in zip(*np.nonzero(captions.caption_index == captions.texts.index(text)), strict=True):
-            if drawn[cell[0], cell[1]]:
+            if captions.usable[cell[0], cell[1]]:
                 bits = {d + 1 for d in range(DESIGNS) if masks[cell] >> d & 1}
                 assert found.setdefault(int(cell[0]), bits) == bits
         return found

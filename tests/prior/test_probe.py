@@ -9,6 +9,7 @@ import torch
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior import probe
 from nerf_bridge.prior.data.captions import build_caption_table
+from nerf_bridge.prior.data.design_masks import design_masks
 from nerf_bridge.prior.data.pack import pack_library
 from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.designs import DESIGNS
@@ -135,7 +136,8 @@ def test_a_network_that_listens_to_the_design_shows_it(models, encoder):
 
 
 def test_own_designs_are_those_of_the_own_caption(models):
-    masks = probe.own_designs(build_caption_table(models, 0), models)
+    captions = build_caption_table(models, 0)
+    masks = probe.own_designs(captions, models, torch.from_numpy(design_masks(captions, models)))
     alike = [[probe.own_caption(other) for other in models].count(probe.own_caption(model)) for model in models]
     for model, mask, n in zip(models, masks.tolist(), alike, strict=True):
         assert (mask == (1 << DESIGNS) - 1) == (n == 1), model.name
