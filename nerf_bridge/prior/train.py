@@ -39,6 +39,7 @@ from nerf_bridge.prior.views import render_library
 logger = logging.getLogger(__name__)
 
 PROBES = 12
+UNTIMED_STEPS, WARM_STEPS = 100, 200  # the first ones are slow: several GPUs find each other; then the speed is taken
 SET_BLOCK = 2 * DEGRADED_SHARE * TOGETHER  # images in sets: so many hold as many flawed sets of low as of high noise
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -182,21 +183,22 @@ def train(
     Raises:
         UserError: the time is too short to find out the speed.
     """
-    warm_steps = 150
     torch.cuda.synchronize()
     start = time.perf_counter()
-    for step in range(warm_steps):
+    for step in range(WARM_STEPS):
+        if step == UNTIMED_STEPS:
+            torch.cuda.synchronize()
+            timed_from = time.perf_counter()
         trainer.step(step, learning_rate(step, 10**9, peak_lr))
         between()
     torch.cuda.synchronize()
-    seconds_a_step = (time.perf_counter() - start) / warm_steps
-    steps = int(agreed(minutes * 60 / seconds_a_step))
-    if steps <= warm_steps:
-        raise UserError(
-            f"--minutes {minutes:g} is too short: {warm_steps} steps took {seconds_a_step * warm_steps:.0f} s"
-        )
+    now = time.perf_counter()
+    seconds_a_step = (now - timed_from) / (WARM_STEPS - UNTIMED_STEPS)
+    steps = WARM_STEPS + int(agreed((minutes * 60 - (now - start)) / seconds_a_step))
+    if steps <= WARM_STEPS:
+        raise UserError(f"--minutes {minutes:g} is too short: {WARM_STEPS} steps took {now - start:.0f} s")
     log: list[dict] = []
-    for step in range(warm_steps, steps):
+    for step in range(WARM_STEPS, steps):
         trainer.step(step, learning_rate(step, steps, peak_lr))
         between()
         if keep and (step % max(1, steps // PROBES) == 0 or step == steps - 1):

@@ -344,17 +344,19 @@ def test_the_fastest_precision(monkeypatch):
 
 
 @pytest.mark.cuda
-def test_on_a_gpu_the_replayed_answer_is_the_plain_one():
-    prior = EmbeddedPrior(tiny_network(), torch.nn.Identity(), torch.device("cuda"), {})
-    told = PromptEmbeddings(words(2).tokens.cuda(), words(2).mask.cuda())
-    for seed, azimuths in enumerate(([0.3, 2.0], [1.0, 1.5], [4.0, 0.1], [0.0, 3.0])):
+@pytest.mark.parametrize("together", [1, TOGETHER])
+def test_on_a_gpu_the_replayed_answer_is_the_plain_one(together):
+    prior = EmbeddedPrior(tiny_network(), torch.nn.Identity(), torch.device("cuda"), {}, together=together)
+    told = PromptEmbeddings(words(4).tokens.cuda(), words(4).mask.cuda())
+    for seed, azimuths in enumerate(([0.3, 2.0, 1.1, 5.0], [1.0, 1.5, 3.0, 2.5], [0.0, 3.0, 0.2, 1.7])):
         generator = torch.Generator().manual_seed(seed)
-        x, t = torch.randn(2, 3, 16, 16, generator=generator).cuda(), torch.rand(2, generator=generator).cuda()
+        x, t = torch.randn(4, 3, 16, 16, generator=generator).cuda(), torch.rand(4, generator=generator).cuda()
         there = views(azimuths)
-        condition = ViewCondition(there.cameras.to("cuda"), there.background.cuda())
+        condition = ViewCondition(there.cameras.to("cuda"), there.background.cuda(), together=4)
+        given = (x, t, told.tokens, told.mask)
         with torch.no_grad():
-            plain = prior._predict(x, t, told.tokens, told.mask, *embedded._view_tensors(condition))
-            blind = prior._predict(x, t, told.tokens, told.mask)
+            plain = prior._predict(together, *given, *embedded._view_tensors(condition))
+            blind = prior._predict(1, *given)
         assert torch.allclose(prior.predict_noise(x, t, told, condition), plain, atol=1e-4)
         assert torch.allclose(prior.predict_noise(x, t, told, None), blind, atol=1e-4)
-    assert len(prior._replayed._captured) == 2
+    assert sum(len(replayed._captured) for replayed in prior._replayed.values()) == 2
