@@ -169,18 +169,18 @@ class GuidanceConfig(Section):
 
     method: Literal["sds", "csd", "nfsd", "bridge"] = Field("bridge", description="which score-distillation gradient")
     scale: float = Field(3.0, ge=0, le=1000, description="guidance scale s in uncond + s * (text - uncond)")
-    bridge_scale: float = Field(1.0, ge=0, le=1000, description="factor k of stage two of the bridge")
+    bridge_scale: float = Field(0.3, ge=0, le=1000, description="factor k of stage two of the bridge")
     bridge_from: float = Field(0.8, ge=0, le=1, description="fraction of the steps after which stage two starts")
     weighting: Literal["sigma2", "one"] = Field("sigma2", description="w(t): sigma^2 / (alpha^2 + sigma^2), or 1")
     bridge_weighting: Literal["same", "sigma2", "one"] = Field("same", description="w(t) in stage two of the bridge")
     solver_steps: int = Field(
         5, ge=1, le=50, description="calls of the prior from the noised view to a clean one; more bring thin parts out"
     )
-    t_min: float = Field(0.5, ge=0, lt=1, description="least noise time, at the first step")
+    t_min: float = Field(0.8, ge=0, lt=1, description="least noise time, at the first step")
     t_min_end: float | None = Field(
         0.1, ge=0, lt=1, description="least noise time at the last step, falling as the most does; none: t_min"
     )
-    t_max_start: float = Field(0.95, gt=0, le=1, description="most noise time at the first step")
+    t_max_start: float = Field(0.98, gt=0, le=1, description="most noise time at the first step")
     t_max_end: float = Field(0.45, gt=0, le=1, description="most noise time at the last step")
     t_max_from: float = Field(
         0.0, ge=0, le=1, description="fraction of the steps at which the most noise time starts to fall"
