@@ -159,6 +159,21 @@ class _Replay(torch.autograd.Function):
         return None, *(None if grad is None else grad.detach() for grad in recording.grad_inputs)
 
 
+class _End(torch.autograd.Function):
+    """A scalar with the given gradient `grad` for `output`: torch.autograd.grad imports sympy for gradients that it is
+    given itself, which takes up to two seconds."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(grad)
+        return output.new_zeros(())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0], None
+
+
 def record_differentiable(
     function: Callable[..., tuple[Tensor, ...]], given: Sequence[Tensor], parameters: Sequence[Tensor]
 ) -> DifferentiableRecording:
@@ -174,8 +189,8 @@ def record_differentiable(
     wanted = [source for source in sources if source.requires_grad]
 
     def gradients(outputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-        outputs = [output for output in outputs if output.requires_grad]
-        return torch.autograd.grad(outputs, wanted, [grad for grad in grads if grad is not None], allow_unused=True)
+        ends = [_End.apply(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+        return torch.autograd.grad(ends, wanted, allow_unused=True)
 
     def like(outputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
         return tuple(torch.zeros_like(output) if output.requires_grad else None for output in outputs)
