@@ -388,8 +388,15 @@ def random_words(family: Family, build: Build, n: int) -> PromptEmbeddings:
     )
 
 
-def make_prior(family: Family, build: Build, ours: bool, when: Compile = "on") -> DiffusersPrior:
-    """A prior by the package's fast parts, or the same by plain eager modules."""
+def make_prior(family: Family, build: Build, ours: bool) -> DiffusersPrior:
+    """A prior by the package's fast parts, or the same by plain eager modules, ready to be asked."""
+    prior = unplaced_prior(family, build, ours, "on" if ours else "off")
+    prior.place(RUNGS[0])
+    return prior
+
+
+def unplaced_prior(family: Family, build: Build, ours: bool, when: Compile) -> DiffusersPrior:
+    """The same with its weights on the device, and nothing prepared yet."""
     codec = our_codec(family, build) if ours else plain_codec(family, build)
     denoiser = make_denoiser(family, make_network(family, build), build)
 
@@ -398,9 +405,7 @@ def make_prior(family: Family, build: Build, ours: bool, when: Compile = "on") -
 
     info = PriorInfo(family.name, "none: random weights", "random weights", {})
     process = make_process(family, build.device)
-    prior = DiffusersPrior(info, process, codec, denoiser, words, build.device, when if ours else "off")
-    prior.place(RUNGS[0])
-    return prior
+    return DiffusersPrior(info, process, codec, denoiser, words, build.device, when)
 
 
 def n_parameters(module: nn.Module) -> int:

@@ -4,7 +4,8 @@
 
 With a new DIR nothing is compiled; the second time everything that can be kept is in it. A step is the whole one of
 `optimize.training_step` with SD 2.1-base's sizes at 64 x 64, as in the case `step_64`; the first one's time also holds
-the making of the scene. The package's own kernels are built beforehand.
+what is prepared when the models come to the GPU (the encoder's weights laid out, its precision tried, its Triton
+kernels compiled) and the making of the scene. The package's own kernels are built beforehand.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.guidance_cases import PROMPT
-from benchmarks.guidance_models import FAMILIES, Build, make_prior
+from benchmarks.guidance_models import FAMILIES, Build, unplaced_prior
 from benchmarks.guidance_steps import NO_UPDATES, STEP_CASES, Runner, make_scene, step_config
 from nerf_bridge.guidance import encode_words
+from nerf_bridge.memory.ladder import RUNGS
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.optimize import training_step, view_renderer
 from nerf_bridge.prior.models.fast_network import FastNetwork
@@ -47,14 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(device: torch.device, shrink: int) -> dict[str, float]:
-    """Seconds: "load" (building, on the device), "first step", "compiled after"; the median "step meanwhile" and
-    "step afterwards", with the compiled network; and the "slowest meanwhile", the swap in it."""
+    """Seconds: "load" (random weights made on the device); from there "prepared", "first step" (its end) and "compiled
+    after"; the median "step meanwhile" and "step afterwards", with the compiled network; and the "slowest
+    meanwhile", the swap in it."""
     torch.manual_seed(0)
     backend = resolve_backend(device.type, device)
     began = time.perf_counter()
-    prior = make_prior(FAMILIES["sd21"], Build(device, shrink > 1), ours=True, when="auto")
+    prior = unplaced_prior(FAMILIES["sd21"], Build(device, shrink > 1), ours=True, when="auto")
     _wait(device)
     ready = time.perf_counter()
+    prior.place(RUNGS[0])
+    _wait(device)
+    prepared = time.perf_counter() - ready
     case = STEP_CASES["step_64"]("start")
     config = step_config(case, shrink)
     scene = make_scene(case, config, backend, device)
@@ -70,6 +76,7 @@ def measure(device: torch.device, shrink: int) -> dict[str, float]:
     meanwhile = seconds or [first]
     return {
         "load": ready - began,
+        "prepared": prepared,
         "first step": first,
         "compiled after": swapped - ready,
         "step meanwhile": statistics.median(meanwhile),

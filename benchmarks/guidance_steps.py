@@ -33,6 +33,7 @@ from benchmarks.render_cases import render_floors
 from benchmarks.timing import GIB, Clock, Timing, peak_gib, time_stages
 from benchmarks.torch_twins import TorchField
 from nerf_bridge.config import GenerateConfig, build_config
+from nerf_bridge.device import to_device
 from nerf_bridge.graphed_render import GraphedRender
 from nerf_bridge.guidance import (
     EncodedWords,
@@ -57,7 +58,7 @@ from nerf_bridge.settings import load_yaml
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 25000
 FIRST = {64: 1, 512: 21001}  # of the steps that are timed, at that size: the later ones in stage two of the bridge
-NO_UPDATES = 1000  # steps between two updates of the occupancy while steps are timed; what an update takes is added
+NO_UPDATES = 1000  # steps between two updates of the occupancy while steps are timed; an update has a line of its own
 OPENING_UPDATES = 4
 
 
@@ -169,7 +170,7 @@ def view_counts(scene: Scene, config: GenerateConfig, step: int) -> tuple[int, i
         occupied = scene.occupancy.occupied
         samples = march_rays(rays.origins, rays.directions, occupied, scene.step_size, None, scene.backend)
         sigmas = torch.cat([scene.field.density(part) for part in samples.points.split(1 << 20)])
-        return rendering.n_samples, n_visible(sigmas, samples)
+        return samples.n, n_visible(sigmas, samples)
 
 
 def step_floors(counts: StepCounts, setting: Setting) -> dict[str, float]:
@@ -241,13 +242,13 @@ class Stages:
 
     def predict(self) -> None:
         """Noise, the prior's answers and the gradient that they make."""
-        config, step, device = self.of.config, self.step, self.of.scene.device
+        config, step = self.of.config, self.step
         t_min, t_max = (at(step, STEPS, config.guidance) for at in (t_min_at, t_max_at))
-        t = draw_times(config.seed, step, len(self.x), t_min, t_max)
-        noise = draw_noise(config.seed, step, tuple(self.x.shape)).to(device)
+        drawn = draw_times(config.seed, step, len(self.x), t_min, t_max)
+        t, noise = to_device([drawn, draw_noise(config.seed, step, tuple(self.x.shape))], self.of.scene.device)
         stage = stage_at(step, STEPS, config.guidance.bridge_from)
         self.grad_x = guidance_gradient(
-            self.of.prior, self.x.detach(), t.to(device), noise, self.of.words, self.condition, config.guidance, stage
+            self.of.prior, self.x.detach(), t, noise, self.of.words, self.condition, config.guidance, stage
         )
 
     def backward(self) -> None:

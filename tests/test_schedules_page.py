@@ -44,8 +44,8 @@ def test_a_curve_is_what_the_run_will_do():
     )
     assert schedules.sizes(config).values == (16.0,) * 20 + (32.0,) * 40 + (64.0,) * 40
     times = schedules.noise_times(config)
-    assert times.floor and (times.floor[0], times.floor[-1]) == pytest.approx((0.5, 0.1))
-    assert (times.values[0], times.values[-1]) == pytest.approx((0.95, 0.45))
+    assert times.floor and (times.floor[0], times.floor[-1]) == pytest.approx((0.8, 0.1))
+    assert (times.values[0], times.values[-1]) == pytest.approx((0.98, 0.45))
     gaps = schedules.occupancy(config).values
     assert gaps[0] == 8 and gaps[99] == 20 and gaps[48] == 12  # from the look at 48 to that at 60
 
