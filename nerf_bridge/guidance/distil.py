@@ -10,7 +10,7 @@ from torch import Tensor
 from nerf_bridge.config import GuidanceConfig
 from nerf_bridge.guidance.gradients import bridge, classifier_free, csd, nfsd, perp_neg, sds
 from nerf_bridge.guidance.schedule import Stage, Weighting, noise_weight
-from nerf_bridge.guidance.solver import predict_ends
+from nerf_bridge.guidance.solver import path_start, predict_ends
 from nerf_bridge.guidance.words import EncodedWords, Role, embeddings_for_views
 from nerf_bridge.prior.protocol import Prior, PromptEmbeddings, ViewCondition
 from nerf_bridge.prompts import negative_view_weights, view_weights
@@ -42,7 +42,8 @@ def guidance_gradient(
     """Score-distillation gradient with respect to x, by `settings.solver_steps` calls of the prior for all prompts.
 
     With several solver steps a prediction stands for the end of its path (solver.predict_ends): each prompt goes its
-    own, but the guided prediction of sds one path, with classifier-free guidance all along.
+    own, but the guided prediction of sds one path, with classifier-free guidance all along. Stage two of the bridge is
+    then the dual bridge itself (`dual_bridge`), and `noise` is not used.
 
     Args:
         x: encoded renders, [b, c, h, w].
@@ -59,6 +60,9 @@ def guidance_gradient(
         grad_x [b, c, h, w] = w(t) * the method's gradient; not differentiable.
     """
     alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
+    weight = noise_weight(alpha, sigma, _weighting(settings, stage))
+    if settings.method == "bridge" and stage == 2 and settings.solver_steps > 1:
+        return weight * dual_bridge(prior, x, t, words, condition, settings, null_hides_camera)
     roles = prompts_needed(settings.method, stage, settings.perp_neg)
     noised = alpha * x + sigma * noise
 
@@ -74,7 +78,39 @@ def guidance_gradient(
     k = len(roles)
     ends = predict_ends(prior, predict, noised.repeat(k, 1, 1, 1), t.repeat(k), settings.solver_steps)
     grad = _method_gradient(dict(zip(roles, ends.chunk(k), strict=True)), noise, t, settings, stage)
-    return noise_weight(alpha, sigma, _weighting(settings, stage)) * grad
+    return weight * grad
+
+
+def dual_bridge(
+    prior: Prior,
+    x: Tensor,
+    t: Tensor,
+    words: EncodedWords,
+    condition: ViewCondition | None,
+    settings: GuidanceConfig,
+    null_hides_camera: bool,
+) -> Tensor:
+    """k * (eps(target) - eps(source)) of whole paths: from x to noise as the source prompt has it, and from that noise
+    to a clean image as the target prompt has it, with classifier-free guidance.
+
+    The dual bridge of which the bridge is the first-order estimate (Su et al. 2023; McAllister et al. 2024). The
+    source's path ends in x, so that x rests where both prompts lead to the same.
+
+    Args, Returns: as guidance_gradient, without w(t).
+    """
+
+    def along_source(points: Tensor, times: Tensor) -> Tensor:
+        return _predict(prior, points, times, words, condition, ("source",), null_hides_camera)["source"]
+
+    def along_target(points: Tensor, times: Tensor) -> Tensor:
+        found = _predict(prior, points, times, words, condition, ("target", "null"), null_hides_camera)
+        return classifier_free(found["target"], found["null"], settings.scale).repeat(2, 1, 1, 1)
+
+    n = settings.solver_steps
+    alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
+    noised = path_start(prior, along_source, x, t, n)
+    target = predict_ends(prior, along_target, noised.repeat(2, 1, 1, 1), t.repeat(2), n).chunk(2)[0]
+    return bridge(target, (noised - alpha * x) / sigma, settings.bridge_scale)
 
 
 @dataclass(frozen=True)

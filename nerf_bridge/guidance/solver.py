@@ -1,4 +1,4 @@
-"""Where the paths of a prior end: a few solver steps along the probability-flow ODE in place of one.
+"""Where the paths of a prior end and begin: a few solver steps along the probability-flow ODE in place of one.
 
 A noise prediction points straight at the mean of all images that the noised one may have been: a blurred one, without
 thin parts. A few steps of DDIM (Song et al. 2021) bend the way towards one of them, which is sharp. In the words of
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from nerf_bridge.prior.protocol import Prior
+
+LEAST_TIME = 0.02  # below it a prior has hardly any noise to predict
 
 
 def predict_ends(
@@ -51,6 +53,32 @@ def path_end(
             alpha, sigma = _levels(prior, t * (1 - (i + 1) / n_steps))
             point = alpha * end + sigma * noise
     return end
+
+
+def path_start(
+    prior: Prior, predict: Callable[[Tensor, Tensor], Tensor], clean: Tensor, t: Tensor, n_steps: int
+) -> Tensor:
+    """The noised x [m, c, h, w] at times `t` whose path ends in `clean`: the steps of `path_end` the other way round.
+
+    DDIM inversion (Song et al. 2021, section 4.3). A prediction at a time below LEAST_TIME is asked for there.
+
+    Args:
+        predict: noise predictions [m, c, h, w] of points [m, c, h, w] at times [m].
+        clean: where the paths end, [m, c, h, w].
+        t: when they are wanted, [m] in (0, 1).
+        n_steps: equal steps of time from 0 to `t`; the more, the nearer `path_end` comes back to `clean`.
+    """
+    point = clean
+    for i in range(n_steps):
+        now = t * i / n_steps
+        alpha, sigma = _levels(prior, now)
+        noise = predict(point, now.clamp(min=LEAST_TIME))
+        end = (point - sigma * noise) / alpha
+        if prior.x_limit is not None:
+            end = end.clamp(-prior.x_limit, prior.x_limit)
+        alpha, sigma = _levels(prior, t * (i + 1) / n_steps)
+        point = alpha * end + sigma * noise
+    return point
 
 
 def _levels(prior: Prior, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from gaussian_mixture import Component, GaussianMixturePrior
 
 from nerf_bridge.config import GuidanceConfig
 from nerf_bridge.guidance import encode_words, guidance_gradient, pull
-from nerf_bridge.guidance.solver import predict_ends
+from nerf_bridge.guidance.solver import path_end, path_start, predict_ends
 from nerf_bridge.prior.protocol import PromptEmbeddings
 
 ONE = [Component("dot", (1.5, -0.5), 0.4)]
@@ -64,6 +64,34 @@ def test_many_steps_reach_the_end_of_the_path_and_fewer_come_less_near(t):
     assert errors[1] < 0.7 * errors[0] and errors[-1] < 0.01
 
 
+@pytest.mark.parametrize("t", [0.3, 0.6, 0.9])
+def test_a_path_starts_where_its_end_is_reached_from(t):
+    prior, clean, times = GaussianMixturePrior(ONE), points(6), torch.full((6,), t, dtype=torch.float64)
+    words = prior.encode_prompts(["dot"]).repeat(6)
+
+    def predict(x, now):
+        return prior.predict_noise(x, now, words, None)
+
+    alpha, sigma = levels(t)
+    mean, std = torch.tensor(ONE[0].mean, dtype=torch.float64).view(1, 2, 1, 1), ONE[0].std
+    expected = alpha * mean + math.hypot(alpha * std, sigma) * (clean - mean) / std
+    errors = [float((path_start(prior, predict, clean, times, n) - expected).abs().max()) for n in (1, 4, 16, 400)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.05 * errors[0]
+    back = path_end(prior, predict, path_start(prior, predict, clean, times, 400), times, 400)
+    assert torch.allclose(back, clean, atol=0.02, rtol=0.01)
+
+
+def test_the_dual_bridge_moves_nothing_where_both_prompts_say_the_same():
+    prior = GaussianMixturePrior(MANY)
+    same = SETTINGS.model_copy(update={"scale": 1.0, "solver_steps": 100, "source_words": "clean"})
+    x, t = points(5), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    rest = guidance_gradient(prior, x, t, points(5), encode_words(prior, "dot", same), None, same, 2)
+    other = same.model_copy(update={"source_words": "foggy"})
+    moved = guidance_gradient(prior, x, t, points(5), encode_words(prior, "dot", other), None, other, 2)
+    assert rest.abs().max() < 0.1 * moved.abs().max()
+
+
 def test_the_end_is_one_of_two_where_one_step_ends_between():
     prior, t = GaussianMixturePrior(TWO), torch.full((1,), 0.8, dtype=torch.float64)
     noised = torch.tensor([0.05, 0.0], dtype=torch.float64).view(1, 2, 1, 1)
@@ -100,7 +128,17 @@ def by_hand(prior, method, stage, point, t, noise, n):
         return (begin - alpha * clean) / sigma
 
     if method == "bridge" and stage == 2:
-        value = 2.0 * (walk(lambda x, now: eps("target", x, now)) - walk(lambda x, now: eps("source", x, now)))
+        x = point
+        for i in range(n):
+            now, then = t * i / n, t * (i + 1) / n
+            a, s = levels(now)
+            straight = eps("source", x, max(now, 0.02))
+            clean = (x - s * straight) / a
+            a, s = levels(then)
+            x = a * clean + s * straight
+        noise = (x - alpha * point) / sigma
+        value = walk(lambda x, now: eps("null", x, now) + 3.0 * (eps("target", x, now) - eps("null", x, now))) - noise
+        value = 2.0 * value
     elif method == "csd":
         value = 3.0 * (walk(lambda x, now: eps("text", x, now)) - walk(lambda x, now: eps("null", x, now)))
     elif method == "nfsd":
