@@ -174,7 +174,11 @@ class GuidanceConfig(Section):
     weighting: Literal["sigma2", "one"] = Field("sigma2", description="w(t): sigma^2 / (alpha^2 + sigma^2), or 1")
     bridge_weighting: Literal["same", "sigma2", "one"] = Field("same", description="w(t) in stage two of the bridge")
     solver_steps: int = Field(
-        5, ge=1, le=50, description="calls of the prior from the noised view to a clean one; more bring thin parts out"
+        5,
+        ge=1,
+        le=50,
+        description="calls of the prior from the noised view to a clean one; more bring thin parts out; from 2 on "
+        "stage two of the bridge makes as many more from the view to noise, and is guided by scale",
     )
     t_min: float = Field(0.8, ge=0, lt=1, description="least noise time, at the first step")
     t_min_end: float | None = Field(

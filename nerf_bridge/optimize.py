@@ -243,7 +243,7 @@ def ask(
     step: int,
     part: slice,
 ) -> Answer:
-    """What the prior says of the encoded views `part` of a step, noised as the step draws it."""
+    """What the prior says of the encoded views `part` of a step, at times and with noise as the step draws them."""
     seed, n_views, group = config.seed, config.camera.views, prior.view_group
     t_min, t_max = (at(step, config.steps, config.guidance) for at in (t_min_at, t_max_at))
     times = draw_times(seed, step, n_views // group, t_min, t_max)

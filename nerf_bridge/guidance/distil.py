@@ -1,4 +1,4 @@
-"""One step of score distillation: noise the render, ask the prior once, form the gradient, hand it on as a loss."""
+"""One step of score distillation: noise the render, ask the prior, form the gradient, hand it on as a loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nerf_bridge.prompts import negative_view_weights, view_weights
 
 
 def prompts_needed(method: str, stage: Stage, perp_neg: bool = False) -> tuple[Role, ...]:
-    """Whose noise predictions `method` needs at `stage`, in the order in which they are batched.
+    """Whose noise predictions `method` needs at `stage` for one straight step, in the order in which they are batched.
 
     Perp-Neg adds the wrong views, except in stage two of the bridge: there target and source share the view's words.
     """
@@ -39,7 +39,8 @@ def guidance_gradient(
     stage: Stage,
     null_hides_camera: bool = False,
 ) -> Tensor:
-    """Score-distillation gradient with respect to x, by `settings.solver_steps` calls of the prior for all prompts.
+    """Score-distillation gradient with respect to x, by `settings.solver_steps` calls of the prior for all prompts, or
+    twice as many in stage two of the bridge.
 
     With several solver steps a prediction stands for the end of its path (solver.predict_ends): each prompt goes its
     own, but the guided prediction of sds one path, with classifier-free guidance all along. Stage two of the bridge is
@@ -69,7 +70,7 @@ def guidance_gradient(
     def predict(points: Tensor, times: Tensor) -> Tensor:
         predictions = _predict(prior, points, times, words, condition, roles, null_hides_camera)
         if "front" in roles:
-            predictions["text"] = _off_wrong_views(predictions, condition)
+            predictions["text"] = _off_wrong_views(predictions, "text", condition)
         if settings.solver_steps > 1 and _is_guided(settings, stage):
             guided = classifier_free(predictions["text"], predictions["null"], settings.scale)
             return guided.repeat(len(roles), 1, 1, 1)
@@ -94,7 +95,8 @@ def dual_bridge(
     to a clean image as the target prompt has it, with classifier-free guidance.
 
     The dual bridge of which the bridge is the first-order estimate (Su et al. 2023; McAllister et al. 2024). The
-    source's path ends in x, so that x rests where both prompts lead to the same.
+    source's path ends in x, so that, as far as the steps are fine, x rests where both prompts lead to the same and
+    the guidance scale is 1; a larger one moves it along target - null too.
 
     Args, Returns: as guidance_gradient, without w(t).
     """
@@ -103,13 +105,16 @@ def dual_bridge(
         return _predict(prior, points, times, words, condition, ("source",), null_hides_camera)["source"]
 
     def along_target(points: Tensor, times: Tensor) -> Tensor:
-        found = _predict(prior, points, times, words, condition, ("target", "null"), null_hides_camera)
-        return classifier_free(found["target"], found["null"], settings.scale).repeat(2, 1, 1, 1)
+        found = _predict(prior, points, times, words, condition, roles, null_hides_camera)
+        if settings.perp_neg:
+            found["target"] = _off_wrong_views(found, "target", condition)
+        return classifier_free(found["target"], found["null"], settings.scale).repeat(k, 1, 1, 1)
 
-    n = settings.solver_steps
+    roles: tuple[Role, ...] = ("target", "null", "front", "side") if settings.perp_neg else ("target", "null")
+    n, k = settings.solver_steps, len(roles)
     alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
     noised = path_start(prior, along_source, x, t, n)
-    target = predict_ends(prior, along_target, noised.repeat(2, 1, 1, 1), t.repeat(2), n).chunk(2)[0]
+    target = predict_ends(prior, along_target, noised.repeat(k, 1, 1, 1), t.repeat(k), n).chunk(k)[0]
     return bridge(target, (noised - alpha * x) / sigma, settings.bridge_scale)
 
 
@@ -182,12 +187,12 @@ def _weighting(settings: GuidanceConfig, stage: Stage) -> Weighting:
     return settings.bridge_weighting
 
 
-def _off_wrong_views(predictions: dict[Role, Tensor], condition: ViewCondition | None) -> Tensor:
-    """The prompt's prediction with Perp-Neg's push away from the views that the camera does not see."""
+def _off_wrong_views(predictions: dict[Role, Tensor], role: Role, condition: ViewCondition | None) -> Tensor:
+    """The prediction for `role` with Perp-Neg's push away from the views that the camera does not see."""
     assert condition is not None, "Perp-Neg needs the cameras"
     views = view_weights(condition.cameras.azimuth_rad, condition.cameras.elevation_rad)
     wrong = (predictions["front"], predictions["side"])
-    return perp_neg(predictions["text"], predictions["null"], wrong, negative_view_weights(views))
+    return perp_neg(predictions[role], predictions["null"], wrong, negative_view_weights(views))
 
 
 def _method_gradient(

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from nerf_bridge.prior.protocol import Prior
 
-LEAST_TIME = 0.02  # below it a prior has hardly any noise to predict
+LEAST_TIME = 0.02  # of a prediction for x that is clean: below it there is hardly any noise to predict
 
 
 def predict_ends(
@@ -58,9 +59,9 @@ def path_end(
 def path_start(
     prior: Prior, predict: Callable[[Tensor, Tensor], Tensor], clean: Tensor, t: Tensor, n_steps: int
 ) -> Tensor:
-    """The noised x [m, c, h, w] at times `t` whose path ends in `clean`: the steps of `path_end` the other way round.
+    """The noised x [m, c, h, w] at times `t` whose path ends in `clean`, by DDIM inversion (Song et al. 2021).
 
-    DDIM inversion (Song et al. 2021, section 4.3). A prediction at a time below LEAST_TIME is asked for there.
+    At the first step x is clean, and the prediction is that at LEAST_TIME.
 
     Args:
         predict: noise predictions [m, c, h, w] of points [m, c, h, w] at times [m].
@@ -68,14 +69,15 @@ def path_start(
         t: when they are wanted, [m] in (0, 1).
         n_steps: equal steps of time from 0 to `t`; the more, the nearer `path_end` comes back to `clean`.
     """
-    point = clean
+    point = end = clean
     for i in range(n_steps):
-        now = t * i / n_steps
-        alpha, sigma = _levels(prior, now)
-        noise = predict(point, now.clamp(min=LEAST_TIME))
-        end = (point - sigma * noise) / alpha
-        if prior.x_limit is not None:
-            end = end.clamp(-prior.x_limit, prior.x_limit)
+        now = t * i / n_steps if i else torch.full_like(t, LEAST_TIME)
+        noise = predict(point, now)
+        if i:
+            alpha, sigma = _levels(prior, now)
+            end = (point - sigma * noise) / alpha
+            if prior.x_limit is not None:
+                end = end.clamp(-prior.x_limit, prior.x_limit)
         alpha, sigma = _levels(prior, t * (i + 1) / n_steps)
         point = alpha * end + sigma * noise
     return point

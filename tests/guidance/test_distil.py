@@ -1,6 +1,7 @@
 """The whole guidance step on the Gaussian mixture, whose score is known in closed form."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,6 +119,39 @@ def test_a_batch_equals_its_samples(method, stage):
         view = ViewCondition(views.cameras[one], views.background[one])
         alone = guidance_gradient(prior, x[one], t[one], noise[one], words, view, settings, stage)
         assert torch.allclose(whole[one], alone, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("perp_neg", [False, True])
+def test_in_the_dual_bridge_too_a_batch_equals_its_samples(perp_neg):
+    prior = GaussianMixturePrior(COMPONENTS, knows_cameras=False)
+    settings = settings_for("bridge", solver_steps=3, perp_neg=perp_neg)
+    words = encode_words(prior, "dot", settings)
+    x, t, noise = batch(7)
+    views = condition_of(7)
+    whole = guidance_gradient(prior, x, t, noise, words, views, settings, 2)
+    for i in range(7):
+        one = slice(i, i + 1)
+        view = ViewCondition(views.cameras[one], views.background[one])
+        alone = guidance_gradient(prior, x[one], t[one], noise[one], words, view, settings, 2)
+        assert torch.allclose(whole[one], alone, rtol=1e-9, atol=1e-12)
+    plain = settings.model_copy(update={"perp_neg": False})
+    same = guidance_gradient(prior, x, t, noise, words, views, plain, 2)
+    assert torch.allclose(whole, same) != perp_neg
+
+
+def test_the_dual_bridge_asks_for_the_source_and_then_for_the_target_beside_the_null_prompt():
+    prior = GaussianMixturePrior(COMPONENTS)
+    settings = settings_for("bridge", solver_steps=2)
+    x, t, noise = batch(4)
+    views = replace(condition_of(4), together=4)
+    words = encode_words(prior, "dot", settings)
+    guidance_gradient(prior, x, t, noise, words, views, settings, 2, null_hides_camera=True)
+    assert [n for n, _ in prior.calls] == [4, 4, 8, 8]
+    for n, told in prior.calls:
+        assert told.together == 4
+        assert torch.equal(told.cameras.azimuth_rad, views.cameras.azimuth_rad.repeat(n // 4))
+        known = [True] * 4 + [False] * (n - 4)
+        assert (told.camera_known is None and n == 4) or told.camera_known.tolist() == known
 
 
 @pytest.mark.parametrize(("method", "stage", "per_view"), [(m, s, 3 if m == "nfsd" else 2) for m, s in CASES])

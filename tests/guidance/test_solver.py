@@ -82,6 +82,29 @@ def test_a_path_starts_where_its_end_is_reached_from(t):
     assert torch.allclose(back, clean, atol=0.02, rtol=0.01)
 
 
+def test_the_bounds_of_x_hold_on_the_way_to_noise_too():
+    prior, t = GaussianMixturePrior(TWO), torch.full((4,), 0.9, dtype=torch.float64)
+    clean, words = points(4).clamp(-1, 1), prior.encode_prompts(["right"]).repeat(4)
+    free, told = (
+        path_start(prior, lambda x, now: prior.predict_noise(x, now, words, None), clean, t, 3)
+        for prior.x_limit in (None, 1.0)
+    )
+    alpha, sigma = levels(0.6)
+    before = path_start(prior, lambda x, now: prior.predict_noise(x, now, words, None), clean, t * 2 / 3, 2)
+    noise = prior.predict_noise(before, t * 2 / 3, words, None)
+    end = ((before - sigma * noise) / alpha).clamp(-1, 1)
+    alpha, sigma = levels(0.9)
+    assert torch.allclose(told, alpha * end + sigma * noise) and not torch.allclose(told, free)
+
+
+def test_the_dual_bridge_does_not_depend_on_the_noise_that_is_drawn():
+    prior = GaussianMixturePrior(MANY)
+    settings = SETTINGS.model_copy(update={"solver_steps": 3})
+    words, t = encode_words(prior, "dot", settings), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+    first, second = (guidance_gradient(prior, points(5), t, points(5, n), words, None, settings, 2) for n in (1, 2))
+    assert torch.equal(first, second)
+
+
 def test_the_dual_bridge_moves_nothing_where_both_prompts_say_the_same():
     prior = GaussianMixturePrior(MANY)
     same = SETTINGS.model_copy(update={"scale": 1.0, "solver_steps": 100, "source_words": "clean"})

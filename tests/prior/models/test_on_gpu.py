@@ -16,7 +16,8 @@ from nerf_bridge.scene.cameras import turntable_cameras
 pytestmark = pytest.mark.cuda
 CUDA = torch.device("cuda")
 SETTINGS = {
-    "bridge": GuidanceConfig(),
+    "bridge": GuidanceConfig(solver_steps=1),
+    "dual bridge": GuidanceConfig(),
     "sds": GuidanceConfig(method="sds"),
     "nfsd": GuidanceConfig(method="nfsd"),
     "perp-neg": GuidanceConfig(method="sds", perp_neg=True, view_words="on"),
