@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from nerf_bridge.guidance.solver import path_start, predict_ends
 from nerf_bridge.guidance.words import EncodedWords, Role, embeddings_for_views
 from nerf_bridge.prior.protocol import Prior, PromptEmbeddings, ViewCondition
 from nerf_bridge.prompts import negative_view_weights, view_weights
+
+Ask = Callable[[Tensor, Tensor, tuple[Role, ...]], dict[Role, Tensor]]  # of points and times, k * b for k roles
 
 
 def prompts_needed(method: str, stage: Stage, perp_neg: bool = False) -> tuple[Role, ...]:
@@ -62,18 +65,21 @@ def guidance_gradient(
     """
     alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
     weight = noise_weight(alpha, sigma, _weighting(settings, stage))
-    if settings.method == "bridge" and stage == 2 and settings.solver_steps > 1:
-        return weight * dual_bridge(prior, x, t, words, condition, settings, null_hides_camera)
-    roles = prompts_needed(settings.method, stage, settings.perp_neg)
+
+    def ask(points: Tensor, times: Tensor, roles: tuple[Role, ...]) -> dict[Role, Tensor]:
+        return _predict(prior, points, times, words, condition, roles, null_hides_camera)
+
+    if settings.solver_steps > 1 and settings.method == "bridge" and stage == 2:
+        return weight * dual_bridge(prior, ask, x, t, condition, settings)
     noised = alpha * x + sigma * noise
+    if settings.solver_steps > 1 and settings.method in ("sds", "bridge"):
+        return weight * (_guided_path(prior, ask, noised, t, "text", condition, settings) - noise)
+    roles = prompts_needed(settings.method, stage, settings.perp_neg)
 
     def predict(points: Tensor, times: Tensor) -> Tensor:
-        predictions = _predict(prior, points, times, words, condition, roles, null_hides_camera)
+        predictions = ask(points, times, roles)
         if "front" in roles:
             predictions["text"] = _off_wrong_views(predictions, "text", condition)
-        if settings.solver_steps > 1 and _is_guided(settings, stage):
-            guided = classifier_free(predictions["text"], predictions["null"], settings.scale)
-            return guided.repeat(len(roles), 1, 1, 1)
         return torch.cat([predictions[role] for role in roles])
 
     k = len(roles)
@@ -83,13 +89,7 @@ def guidance_gradient(
 
 
 def dual_bridge(
-    prior: Prior,
-    x: Tensor,
-    t: Tensor,
-    words: EncodedWords,
-    condition: ViewCondition | None,
-    settings: GuidanceConfig,
-    null_hides_camera: bool,
+    prior: Prior, ask: Ask, x: Tensor, t: Tensor, condition: ViewCondition | None, settings: GuidanceConfig
 ) -> Tensor:
     """k * (eps(target) - eps(source)) of whole paths: from x to noise as the source prompt has it, and from that noise
     to a clean image as the target prompt has it, with classifier-free guidance.
@@ -100,21 +100,13 @@ def dual_bridge(
 
     Args, Returns: as guidance_gradient, without w(t).
     """
+    alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
 
     def along_source(points: Tensor, times: Tensor) -> Tensor:
-        return _predict(prior, points, times, words, condition, ("source",), null_hides_camera)["source"]
+        return ask(points, times, ("source",))["source"]
 
-    def along_target(points: Tensor, times: Tensor) -> Tensor:
-        found = _predict(prior, points, times, words, condition, roles, null_hides_camera)
-        if settings.perp_neg:
-            found["target"] = _off_wrong_views(found, "target", condition)
-        return classifier_free(found["target"], found["null"], settings.scale).repeat(k, 1, 1, 1)
-
-    roles: tuple[Role, ...] = ("target", "null", "front", "side") if settings.perp_neg else ("target", "null")
-    n, k = settings.solver_steps, len(roles)
-    alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
-    noised = path_start(prior, along_source, x, t, n)
-    target = predict_ends(prior, along_target, noised.repeat(k, 1, 1, 1), t.repeat(k), n).chunk(k)[0]
+    noised = path_start(prior, along_source, x, t, settings.solver_steps)
+    target = _guided_path(prior, ask, noised, t, "target", condition, settings)
     return bridge(target, (noised - alpha * x) / sigma, settings.bridge_scale)
 
 
@@ -176,9 +168,26 @@ def _predict(
     return dict(zip(roles, predicted.chunk(k), strict=True))
 
 
-def _is_guided(settings: GuidanceConfig, stage: Stage) -> bool:
-    """Whether the gradient is that of sds, stage one of the bridge included."""
-    return settings.method == "sds" or (settings.method == "bridge" and stage == 1)
+def _guided_path(
+    prior: Prior,
+    ask: Ask,
+    noised: Tensor,
+    t: Tensor,
+    role: Role,
+    condition: ViewCondition | None,
+    settings: GuidanceConfig,
+) -> Tensor:
+    """The prediction [b, c, h, w] for where `noised` ends under `role`, with classifier-free guidance all along."""
+    roles: tuple[Role, ...] = (role, "null", "front", "side") if settings.perp_neg else (role, "null")
+    k = len(roles)
+
+    def predict(points: Tensor, times: Tensor) -> Tensor:
+        found = ask(points, times, roles)
+        if settings.perp_neg:
+            found[role] = _off_wrong_views(found, role, condition)
+        return classifier_free(found[role], found["null"], settings.scale).repeat(k, 1, 1, 1)
+
+    return predict_ends(prior, predict, noised.repeat(k, 1, 1, 1), t.repeat(k), settings.solver_steps).chunk(k)[0]
 
 
 def _weighting(settings: GuidanceConfig, stage: Stage) -> Weighting:
