@@ -92,9 +92,15 @@ class EmbeddedPrior:
         return PromptEmbeddings(*add_designs(tokens, mask, design, vectors))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images [b, 3, h, w] in 0..1, brought to the prior's size, as pixels in -1..1; differentiable."""
+        """Images [b, 3, h, w] in 0..1, brought to the prior's size, as pixels in -1..1; differentiable.
+
+        Of images a whole number of times as large each pixel is the mean of its part, as in those that it learned from.
+        """
         size = (self.image_size, self.image_size)
-        if images.shape[2:] != size:
+        times = images.shape[2] // self.image_size
+        if images.shape[2:] == (times * size[0], times * size[1]):
+            images = functional.avg_pool2d(images, times) if times > 1 else images
+        else:
             images = functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         return 2 * images - 1
 

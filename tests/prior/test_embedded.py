@@ -336,6 +336,13 @@ def test_images_of_another_size_are_brought_to_the_priors(prior, size):
     assert bool(images.grad.any())
 
 
+@pytest.mark.parametrize("times", [2, 4])
+def test_each_pixel_of_a_larger_image_is_the_mean_of_its_part(prior, times):
+    fine = torch.rand(2, 3, 16 * times, 16 * times, dtype=torch.float64)
+    means = fine.unflatten(3, (16, times)).unflatten(2, (16, times)).mean((3, 5))
+    assert torch.allclose(prior.encode_image(fine), 2 * means - 1, atol=1e-12)
+
+
 def test_the_fastest_precision(monkeypatch):
     monkeypatch.undo()
     assert embedded.fastest_dtype(torch.device("cuda")) == torch.bfloat16
