@@ -56,12 +56,12 @@ def test_gradients_arrive_in_the_flat_tensor() -> None:
     assert float(flat.gradient.float().norm()) > 0.0
 
 
-def test_half_of_the_times_are_high() -> None:
+def test_a_quarter_of_the_times_and_some_by_chance_are_high() -> None:
     torch.manual_seed(0)
     t = draw_times(4000, torch.device("cpu"))
     assert 0.0 < float(t.min()) < float(t.max()) < 1.0
-    assert 0.6 < float(((t >= 0.7) & (t <= 0.98)).float().mean()) < 0.68
-    noisy_sets = t.unflatten(0, (-1, TOGETHER))[::2]  # every second, as a run's first views are
+    assert 0.42 < float(((t >= 0.7) & (t <= 0.98)).float().mean()) < 0.5  # 1/4 and 0.28 of the rest
+    noisy_sets = t.unflatten(0, (-1, TOGETHER))[::4]
     assert float(noisy_sets.min()) >= 0.7
 
 
@@ -89,9 +89,9 @@ def test_going_on_takes_the_weights_and_the_record_of_how_they_came(tmp_path: Pa
         where_to_start(arguments(tmp_path / "new", resume=True))
 
 
-@pytest.mark.parametrize("in_sets", [4, 320, -64])
+@pytest.mark.parametrize("in_sets", [64, 384, -128])
 def test_sets_that_do_not_fill_a_step_are_refused(in_sets: int) -> None:
-    with pytest.raises(UserError, match=rf"--in-sets: expected a multiple of 64 up to --batch \(256\), got {in_sets}"):
+    with pytest.raises(UserError, match=rf"--in-sets: expected a multiple of 128 up to --batch \(256\), got {in_sets}"):
         run(Namespace(in_sets=in_sets, batch=256), 0, 1)
 
 
@@ -120,7 +120,7 @@ def test_a_short_training_runs_and_saves_weights(tmp_path: Path) -> None:
     library = tmp_path / "library.npz"
     pack_library(build_primitives(0, n_single=30, n_pairs=10), library)
     command = [sys.executable, "-m", "nerf_bridge.prior.train", "--library", str(library), "--out", str(tmp_path / "w")]
-    command += ["--minutes", "0.3", "--views", "4", "--batch", "64"]
+    command += ["--minutes", "0.3", "--views", "4", "--batch", "128"]
     subprocess.run(command, check=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"})
     stored = load_weights(tmp_path / "w")
     assert stored.designs == DESIGNS
@@ -129,7 +129,7 @@ def test_a_short_training_runs_and_saves_weights(tmp_path: Path) -> None:
     assert log[-1]["loss"] < 0.5
     assert load_weights(tmp_path / "w").together == 1
     subprocess.run(
-        [*command, "--resume", "--in-sets", "64"], check=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
+        [*command, "--resume", "--in-sets", "128"], check=True, env=os.environ | {"RANK": "0", "WORLD_SIZE": "1"}
     )
     again = json.loads((tmp_path / "w" / "index.json").read_text())["training"]
     assert load_weights(tmp_path / "w").together == TOGETHER
