@@ -2,10 +2,11 @@
 
     python -m benchmarks.guidance_start --cache DIR           one line of JSON; benchmarks.guidance calls it twice
 
-With a new DIR nothing is compiled; the second time everything that can be kept is in it. A step is the whole one of
-`optimize.training_step` with SD 2.1-base's sizes at 64 x 64, as in the case `step_64`; the first one's time also holds
-what is prepared when the models come to the GPU (the encoder's weights laid out, its precision tried, its Triton
-kernels compiled) and the making of the scene. The package's own kernels are built beforehand.
+With a new DIR nothing is compiled; the second time everything that can be kept is in it. torch.compile starts in
+the second step. A step is the whole one of `optimize.training_step` with SD 2.1-base's sizes at 64 x 64, as in the case
+`step_64`; the first one's time also holds what is prepared when the models come to the GPU (the encoder's weights laid
+out, its precision tried, its Triton kernels compiled) and the making of the scene. The package's own kernels are built
+beforehand.
 """
 
 from __future__ import annotations

@@ -195,6 +195,8 @@ def test_rows_of_another_commit_keep_its_name():
     assert guidance.joined(third, first | {"rows": []})["rows"][2] == {"case": "b", "value": 2}
 
 
-def test_the_first_step_is_timed_without_a_compiler_too():
+@pytest.mark.compiler
+def test_the_first_step_is_timed_where_nothing_is_compiled():
+    """By torch.compile, on a CPU; the renderer's kernels are."""
     found = guidance_start.measure(CPU, 32)
     assert found["swapped"] == 0 and 0 < found["first step"] <= found["compiled after"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nerf_bridge.config import FieldConfig, GenerateConfig
+from nerf_bridge.config import FieldConfig, GenerateConfig, GuidanceConfig
 from nerf_bridge.graphed_render import MOST_GRAPHS, MOST_TOGETHER, room_for
 from nerf_bridge.guidance import prompts_needed
 from nerf_bridge.memory.ladder import Rung
@@ -23,7 +23,6 @@ BLOCK_WORK_CUDA = 4  # counted: of a residual block's backward pass: skip, gradi
 BLOCK_WORK_CPU = 10  # counted: the same where the norm is made of torch operations
 ATTENTION_WORK = 14  # counted: the encoder's attention, backward: q, k, v, gradients, some of them twice (13 to 16)
 SCORES_AT_ONCE = 3  # counted: slices of scores there: shares, their gradient and that of the scores
-GRAPHED_WORK = 2  # the recorded plain network stays while the compiled one is tried and recorded beside it
 UNET_WORK = 16  # counted: tensors of a level's size alive at once in a U-Net, at the last up block (15.8 in SDXL)
 UNET_ATTENTION_WORK = 26  # counted: where the level has attention, at the gated MLP (26.0 in SD 2.1)
 TRANSFORMER_WORK = 18  # counted: rows of tokens alive at once (12.5 in SD3, 17.3 in FLUX)
@@ -133,15 +132,28 @@ def needs_on(rung: Rung, config: GenerateConfig, sizes: ModelSizes, cuda: bool) 
 def network_bytes(rung: Rung, config: GenerateConfig, sizes: ModelSizes, cuda: bool) -> int:
     """Weights, or the streamed layers, and the work for all prompts of all views that go through at once.
 
-    On a GPU a network that is not streamed is recorded, and works in the memory of its recordings.
+    On a GPU a network that is not streamed is recorded, and works in the memory of its recordings: one of each kind of
+    call, and while the compiled network is tried and recorded for the largest, the plain one's stays beside it.
     """
-    guidance = config.guidance
-    prompts = max(len(prompts_needed(guidance.method, stage, guidance.perp_neg)) for stage in (1, 2))
-    images = sizes.view_group if rung.one_prompt else prompts * views_at_once(rung, config, sizes.view_group)
+    views = views_at_once(rung, config, sizes.view_group)
+    kinds = {sizes.view_group} if rung.one_prompt else {n * views for n in prompts_at_once(config.guidance)}
     weights = STREAMED_LAYERS * sizes.largest_layer if rung.stream_network else sizes.network
     work = sizes.work.numbers * sizes.work.itemsize // rung.image_divisor**2
     recorded = cuda and config.model.compile != "off" and not rung.stream_network
-    return weights + int(SLACK * images * work * (GRAPHED_WORK if recorded else 1))
+    images = max(kinds) + (sum(kinds) if recorded else 0)
+    return weights + int(SLACK * images * work)
+
+
+def prompts_at_once(guidance: GuidanceConfig) -> set[int]:
+    """How many prompts of a view go through the network together, for each kind of call that a run makes.
+
+    Stage two of the bridge with several solver steps is the dual bridge (guidance/distil.py): along the source's path
+    the source prompt goes alone, along the guided one as many as in stage one.
+    """
+    one, two = (len(prompts_needed(guidance.method, stage, guidance.perp_neg)) for stage in (1, 2))
+    if guidance.method != "bridge" or guidance.bridge_from == 1:
+        return {one}
+    return {one, 1 if guidance.solver_steps > 1 else two}
 
 
 def encoder_bytes(rung: Rung, config: GenerateConfig, sizes: ModelSizes, cuda: bool) -> int:

@@ -13,8 +13,9 @@ from memory.tensor_meter import TensorMeter
 from prior.models.tiny_models import FAMILIES, load
 from tiny_run import tiny_config
 
-from nerf_bridge.config import ModelConfig, build_config
+from nerf_bridge.config import GuidanceConfig, ModelConfig, build_config
 from nerf_bridge.errors import UserError
+from nerf_bridge.guidance import encode_words, guidance_gradient
 from nerf_bridge.memory import estimate
 from nerf_bridge.memory.estimate import (
     NO_MODEL,
@@ -380,6 +381,61 @@ def test_more_prompts_and_views_need_more():
     )
     work = [estimate.network_bytes(WHOLE, config, BIG, cuda=True) - BIG.network for config in (one, four, perp)]
     assert work[1] == pytest.approx(4 * work[0]) and work[2] == pytest.approx(2 * work[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "images"),
+    [
+        ({"solver_steps": 1}, 2 + 2),  # a recording, and the compiled one beside it
+        ({}, 2 + 2 + 1),  # and one of the source's path
+        ({"bridge_from": 1.0}, 2 + 2),
+        ({"method": "sds"}, 2 + 2),
+        ({"perp_neg": True}, 4 + 4 + 1),
+        ({"perp_neg": True, "solver_steps": 1}, 4 + 4 + 2),  # stage two does without the wrong views
+        ({"method": "nfsd"}, 3 + 3),
+    ],
+)
+def test_every_kind_of_call_has_a_recording(changes, images):
+    changes = {f"guidance.{name}": value for name, value in changes.items()}
+    config, plain = (
+        build_config({"prompt": "a", "camera.views": 3, "model.compile": compile} | changes)
+        for compile in ("auto", "off")
+    )
+    work = estimate.SLACK * BIG.work.numbers * BIG.work.itemsize
+
+    def in_images(rung, settings, cuda):
+        return (estimate.network_bytes(rung, settings, BIG, cuda) - BIG.network) / work
+
+    assert in_images(WHOLE, config, True) == pytest.approx(3 * images)
+    assert in_images(RUNGS[1], config, True) == pytest.approx(images), "one view at a time"
+    assert in_images(RUNGS[3], config, True) == pytest.approx(2), "one prompt at a time: one kind of call"
+    most = max(estimate.prompts_at_once(config.guidance))
+    assert in_images(WHOLE, config, False) == in_images(WHOLE, plain, True) == pytest.approx(3 * most)
+
+
+@pytest.mark.parametrize(
+    ("method", "solver_steps", "perp_neg"),
+    [
+        *itertools.product(["sds", "bridge"], [1, 2], [False, True]),
+        *itertools.product(["csd", "nfsd"], [1, 2], [False]),
+    ],
+)
+def test_the_kinds_of_calls_are_those_that_the_guidance_makes(method, solver_steps, perp_neg, tiny_model, tmp_path):
+    settings = GuidanceConfig(method=method, solver_steps=solver_steps, perp_neg=perp_neg, view_words="on")
+    prior = load(tiny_model("sd-epsilon"), tmp_path, image_size=16)
+    words, views = encode_words(prior, "a chair", settings), 3
+    condition = ViewCondition(turntable_cameras(views, 0.3, 3.0, 0.7), torch.ones(views, 3))
+    x, t = torch.randn(views, 4, 2, 2), torch.full((views,), 0.5)
+    answer, calls = prior.predict_noise, set()
+
+    def watched(noised, *rest):
+        calls.add(len(noised))
+        return answer(noised, *rest)
+
+    prior.predict_noise = watched
+    for stage in (1, 2):
+        guidance_gradient(prior, x, t, torch.randn_like(x), words, condition, settings, stage)
+    assert calls == {views * n for n in estimate.prompts_at_once(settings)}
 
 
 @pytest.mark.parametrize("spoil", ["header", "config"])

@@ -1,9 +1,10 @@
 """A frozen network that answers from a CUDA graph: of its plain code at once, of its compiled code when that is there.
 
-`torch.compile` runs in a thread beside the steps, so that the first one does not wait for it. That is safe for these
-reasons: what torch.compile keeps while it works belongs to its thread (tracing, fake tensors) or is locked; the main
-thread meanwhile replays graphs and runs none of the network's Python; recordings are made by the main thread alone, in
-the mode in which other threads' use of the GPU does not end them, the plain one before its own kind of call is compiled
+`torch.compile` runs in a thread beside the steps. It starts when a kind of call comes for the second time, so that a
+first step of one call neither waits for it nor shares the interpreter with it. The thread is safe for these reasons:
+what torch.compile keeps while it works belongs to its thread (tracing, fake tensors) or is locked; the main thread
+meanwhile replays graphs and runs none of the network's Python; recordings are made by the main thread alone, in the
+mode in which other threads' use of the GPU does not end them, the plain one before its own kind of call is compiled
 (what cannot be recorded answers plainly, and is not compiled); and the recording of the compiled network may find
 nothing more to compile, or it is given up and the plain graph stays. The thread is waited for when the program ends, so
 that no half-torn-down interpreter runs under it, and so that the next run finds a full cache.
@@ -17,10 +18,12 @@ SD 2.1's U-Net, and the mixed view prompts change at every step), and the time's
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,13 +64,13 @@ class FastNetwork:
 
         Args:
             network: on a CUDA device; it must not be moved or changed any more, until it is `released`.
-            when: "auto" compiles beside the first steps, "on" before the first answer.
+            when: "auto" compiles beside the steps, from the second call of a kind on; "on" before the first answer.
             backend: of torch.compile.
         """
         keep_what_is_compiled(cache_dir() / "compiled")
         self.network: Any = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.when = when
-        self.compiled = torch.compile(network, dynamic=False, fullgraph=True, backend=backend)
+        self.backend = backend
         self.recordings: dict[Key, Answering] = {}
         self.jobs: dict[Key, CompileJob] = {}
         self.fails = False  # whether a recording of the plain network failed
@@ -100,6 +103,11 @@ class FastNetwork:
             answering = self._swapped(key, answering, leaves, spec)
         return self.network(*args, **kwargs) if answering is None else answering.recording(given)
 
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """The network through torch.compile; made in the thread that compiles, for importing Inductor takes seconds."""
+        return torch.compile(self.network, dynamic=False, fullgraph=True, backend=self.backend)
+
     def forget(self) -> None:
         """Give back the memory of the recordings; later calls are recorded anew. What is compiled stays."""
         self.recordings.clear()
@@ -118,7 +126,7 @@ class FastNetwork:
         return any(job.thread.is_alive() for job in self.jobs.values())
 
     def _first(self, key: Key, leaves: list[Any], spec: TreeSpec) -> Answering | None:
-        """The plain network's recording, or under "on" the compiled one's; the plain one is compiled from now on.
+        """The plain network's recording, and the next call starts the compiler; under "on" the compiled one's.
 
         None (logged, and nothing is recorded any more): it cannot be recorded, and not for want of memory.
         """
@@ -131,16 +139,17 @@ class FastNetwork:
             self.fails = True
             logger.warning("the prior runs without CUDA graphs, slower: the capture failed (%s)", one_line(error))
             return None
-        self._start(key, leaves, spec)
         if self.when == "auto":
             return self.recordings[key]
+        self._start(key, leaves, spec)
         self.jobs[key].thread.join()
         return self._swapped(key, self.recordings[key], leaves, spec)
 
     def _start(self, key: Key, leaves: list[Any], spec: TreeSpec) -> None:
         """Compile for this kind of call, once; when another is being compiled, at a later call."""
         if key not in self.jobs and not self._compiles():
-            self.jobs[key] = CompileJob(self.compiled, *tree_unflatten(_copied(leaves), spec))
+            args, kwargs = tree_unflatten(_copied(leaves), spec)
+            self.jobs[key] = CompileJob(lambda: self.compiled(*args, **kwargs))
 
     def _swapped(self, key: Key, plain: Answering, leaves: list[Any], spec: TreeSpec) -> Answering:
         """The compiled network's recording as soon as there is one, till then the plain one's."""
@@ -181,17 +190,17 @@ def keep_what_is_compiled(folder: Path) -> None:
 
 
 class CompileJob:
-    """Compiles a network for one kind of call in a thread of its own.
+    """Makes a first call, which compiles, in a thread of its own.
 
     Attributes:
         error: why there is nothing compiled, in one line, or None. Not the exception, whose frames hold the tensors.
         seconds: that it took.
     """
 
-    def __init__(self, compiled: Any, args: Any, kwargs: Any):
+    def __init__(self, call: Callable[[], Any]):
         self.error: str | None = "torch.compile did not come to its end"
         self.seconds = 0.0
-        self.thread = threading.Thread(target=self._run, args=(compiled, args, kwargs), name="compile")
+        self.thread = threading.Thread(target=self._run, args=(call,), name="compile")
         self.thread.start()
 
     def succeeded(self) -> bool:
@@ -199,11 +208,11 @@ class CompileJob:
         return not self.thread.is_alive() and self.error is None
 
     @torch.no_grad()
-    def _run(self, compiled: Any, args: Any, kwargs: Any) -> None:
-        """The first call compiles; on a stream of its own, so that the steps do not queue behind it."""
+    def _run(self, call: Callable[[], Any]) -> None:
+        """On a stream of its own, so that the steps do not queue behind it."""
         began = time.perf_counter()
         try:
-            warm_up(lambda: compiled(*args, **kwargs))
+            warm_up(call)
             self.error = None
         except (Exception, SystemExit) as error:  # a compiler fails in many ways, and none of them must end the run
             self.error = one_line(error) if isinstance(error, Exception) else f"it exited with status {error.code}"

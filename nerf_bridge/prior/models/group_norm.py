@@ -9,12 +9,27 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from nerf_bridge.prior.models.norm import Norm
+
+_KERNELS_WANTED = ContextVar("_KERNELS_WANTED", default=True)
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Plain torch operations on a GPU too: for what is done once, for a dtype's kernels take seconds to compile."""
+    token = _KERNELS_WANTED.set(False)
+    try:
+        yield
+    finally:
+        _KERNELS_WANTED.reset(token)
 
 
 def moments(x: Tensor, bias: Tensor, groups: int, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -95,7 +110,8 @@ def _kernels_fit(x: Tensor, groups: int) -> bool:
     """Whether the kernels take `x`; their sizes are powers of two, as in every published autoencoder."""
     assert not x.is_cuda or x.is_contiguous(memory_format=torch.channels_last), "activations are channels-last"
     powers = all(n & (n - 1) == 0 for n in (x.shape[1], groups))
-    return x.is_cuda and powers and x.shape[1] <= 4096 and x.dtype != torch.float64 and _has_triton()
+    fits = x.is_cuda and powers and x.shape[1] <= 4096 and x.dtype != torch.float64
+    return fits and _KERNELS_WANTED.get() and _has_triton()
 
 
 @functools.cache

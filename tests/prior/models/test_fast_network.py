@@ -69,6 +69,13 @@ def call(network, n=2, seed=0):
     return network(noised, time, encoder_hidden_states=words, added_cond_kwargs=added).sample
 
 
+def first_calls(network):
+    """The answer of the first call; "auto" starts the compiler at the second one."""
+    answer = call(network)
+    assert torch.equal(call(network), answer)
+    return answer
+
+
 def wait(fast):
     for job in fast.jobs.values():
         job.thread.join(60)
@@ -92,6 +99,27 @@ def test_answers_are_the_networks_before_and_after_the_swap(unet, caplog):
     assert "the prior's network is compiled from now on" in caplog.text
 
 
+def test_auto_starts_the_compiler_at_the_second_call(monkeypatch):
+    """In a thread that also makes the compiled network, since that imports the compiler."""
+    makers = []
+
+    def make(network, **settings):
+        makers.append(threading.current_thread())
+        return network
+
+    monkeypatch.setattr(torch, "compile", make)
+    fast, x, before = FastNetwork(Plain().requires_grad_(False), "auto"), torch.ones(1, 3, 2, 2), threading.enumerate()
+    fast(x, None, 1)
+    assert not fast.jobs and not makers and "compiled" not in vars(fast)
+    assert set(threading.enumerate()) <= set(before)
+    fast(x, None, 1)
+    (job,) = fast.jobs.values()
+    wait(fast)
+    assert job.succeeded() and makers == [job.thread] and "compiled" in vars(fast)
+    fast(x, None, 1)
+    assert compiled(fast) == [True] and makers == [job.thread]
+
+
 def test_on_waits_for_the_compiled_network(unet):
     expected = call(unet)
     fast = FastNetwork(unet, "on", backend="eager")
@@ -102,7 +130,7 @@ def test_on_waits_for_the_compiled_network(unet):
 def test_every_shape_is_compiled_one_after_the_other(unet):
     expected = [call(unet, n) for n in (1, 2)]
     fast = FastNetwork(unet, "auto", backend="eager")
-    for _ in range(3):
+    for _ in range(4):
         for n in (1, 2):
             assert torch.allclose(call(fast, n), expected[n - 1], atol=1e-5)
         wait(fast)
@@ -117,7 +145,7 @@ def test_a_compiler_that_fails_leaves_the_plain_network(unet, caplog):
     expected = call(unet)
     for when in ("auto", "on"):
         fast = FastNetwork(unet, when, backend=broken)
-        call(fast)
+        first_calls(fast)
         wait(fast)
         assert torch.allclose(call(fast), expected, atol=1e-6) and compiled(fast) == [False]
         assert "torch.compile failed, the plain network goes on" in caplog.text
@@ -135,7 +163,7 @@ def test_a_compiler_that_fails_leaves_no_tensor_behind(unet):
         raise RuntimeError("CUDA out of memory")
 
     fast = FastNetwork(unet, "auto", backend=broken)
-    call(fast)
+    first_calls(fast)
     wait(fast)
     gc.collect()
     (job,) = fast.jobs.values()
@@ -152,7 +180,7 @@ def test_a_recording_that_fails_leaves_no_tensor_behind(unet, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     fast = FastNetwork(unet, "auto", backend="eager")
-    call(fast)
+    first_calls(fast)
     wait(fast)
     monkeypatch.setattr(fast_network, "record_function", full)
     call(fast)
@@ -168,7 +196,7 @@ def test_a_compilers_thread_that_ends_early_has_not_succeeded(end, monkeypatch, 
 
     monkeypatch.setattr(fast_network, "warm_up", leave)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    job = fast_network.CompileJob(None, (), {})
+    job = fast_network.CompileJob(lambda: None)
     job.thread.join(60)
     assert not job.succeeded() and job.error
     if isinstance(end, SystemExit):
@@ -178,7 +206,7 @@ def test_a_compilers_thread_that_ends_early_has_not_succeeded(end, monkeypatch, 
 @pytest.mark.slow
 def test_what_would_compile_anew_when_it_is_recorded_is_given_up(unet, caplog):
     fast = FastNetwork(unet, "auto", backend="eager")
-    expected = call(fast)
+    expected = first_calls(fast)
     wait(fast)
     torch.compiler.reset()  # what the thread compiled is forgotten
     for _ in range(2):
@@ -195,7 +223,7 @@ def test_the_compilers_thread_is_not_cut_off_at_the_end(unet):
         return graph
 
     fast = FastNetwork(unet, "auto", backend=slow)
-    call(fast)
+    first_calls(fast)
     assert started.wait(30)
     (job,) = fast.jobs.values()
     assert not job.thread.daemon and not job.succeeded() and compiled(fast) == [False]
@@ -241,9 +269,10 @@ def test_arguments_that_are_no_tensors_tell_recordings_apart():
 def test_old_recordings_make_room():
     fast = FastNetwork(Plain().requires_grad_(False), "auto", backend="eager")
     for n in range(1, 7):
-        fast(torch.ones(n, 3, 2, 2), None, 1)
+        for _ in range(2):
+            fast(torch.ones(n, 3, 2, 2), None, 1)
         wait(fast)
-    assert len(fast.recordings) == fast_network.MOST_RECORDINGS
+    assert len(fast.recordings) == fast_network.MOST_RECORDINGS and len(fast.jobs) == 6
 
 
 def test_who_waits_for_the_compiler_to_move_the_network_is_told(unet, caplog):
@@ -259,7 +288,7 @@ def test_who_waits_for_the_compiler_to_move_the_network_is_told(unet, caplog):
             go_on.set()  # only the line lets the compiler go on
 
     fast = FastNetwork(unet, "auto", backend=slow)
-    call(fast)
+    first_calls(fast)
     assert started.wait(30)
     watch = Watch()
     fast_network.logger.addHandler(watch)
@@ -275,12 +304,13 @@ def test_it_forgets_its_recordings_and_gives_the_network_back(unet, caplog):
     fast = FastNetwork(unet, "auto", backend="eager")
     expected = call(fast)
     fast.forget()
-    assert not fast.recordings and torch.equal(call(fast), expected)
+    assert not fast.recordings and torch.equal(first_calls(fast), expected)
     wait(fast)
     with caplog.at_level(logging.INFO):
         assert fast.released() is unet and not fast.recordings
     assert "waiting for torch.compile" not in caplog.text
-    assert not any(job.thread.is_alive() for job in fast.jobs.values())
+    (job,) = fast.jobs.values()
+    assert job.succeeded()
 
 
 @pytest.mark.parametrize("when", ["auto", "on"])
@@ -308,13 +338,13 @@ def test_without_memory_for_the_first_recording_the_caller_is_told(full, unet, m
         with pytest.raises(RuntimeError) as caught:
             call(fast)
     assert caught.value is full and not fast.fails and caplog.text == ""
-    assert torch.allclose(call(fast), call(unet), atol=1e-5) and fast.recordings
+    assert torch.allclose(first_calls(fast), call(unet), atol=1e-5) and fast.recordings
     wait(fast)
 
 
 def test_without_memory_for_both_the_plain_network_stays(unet, monkeypatch, caplog):
     fast = FastNetwork(unet, "auto", backend="eager")
-    expected = call(fast)
+    expected = first_calls(fast)
     wait(fast)
 
     def full(*_):

@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from nerf_bridge.errors import UserError
-from nerf_bridge.prior.models import frozen_encoder, vae_layers, vae_weights
+from nerf_bridge.prior.models import frozen_encoder, group_norm, vae_layers, vae_weights
 from nerf_bridge.prior.models.frozen_encoder import FrozenEncoder
 from nerf_bridge.prior.models.vae_weights import Scales, build, encoder_of, relative_error
 
@@ -105,6 +105,24 @@ def test_a_precision_that_is_too_coarse_gives_way_to_float32(monkeypatch):
     encoder, remark = encoder_of(autoencoder(widths=(32, 64)), torch.float16)
     assert encoder.dtype == torch.float32
     assert "computes in float32: in float16 it would be off by" in remark
+
+
+@pytest.mark.parametrize("tolerance", [0.01, 1e-5], ids=["half fits", "half does not"])
+def test_the_trial_in_float32_compiles_no_kernels(tolerance, monkeypatch):
+    """Those of half precision are the ones that the steps run, and are tried as they are."""
+    fit, seen = group_norm._kernels_fit, set()
+
+    def watched(x, groups):
+        seen.add((x.dtype, group_norm._KERNELS_WANTED.get()))
+        return fit(x, groups)
+
+    monkeypatch.setattr(vae_weights, "TOLERANCE", tolerance)
+    monkeypatch.setattr(group_norm, "_kernels_fit", watched)
+    encoder, _ = encoder_of(autoencoder(widths=(32, 64)), torch.float16)
+    assert seen == {(torch.float32, False), (torch.float16, True)}
+    seen.clear()
+    encoder.forward(pictures(dtype=torch.float32))
+    assert seen == {(encoder.dtype, True)}, "what comes out of it has its kernels"
 
 
 def test_another_kind_of_autoencoder_is_refused():

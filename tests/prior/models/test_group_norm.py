@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional
 
-from nerf_bridge.prior.models.group_norm import backward, moments, normalise
+from nerf_bridge.prior.models import group_norm
+from nerf_bridge.prior.models.group_norm import backward, moments, normalise, without_kernels
 from nerf_bridge.prior.models.norm import Norm
 
 TESTS = Path(__file__).resolve().parents[2]
@@ -34,6 +36,28 @@ def test_the_twin_is_torchs_group_norm_and_its_gradient(silu, with_skip):
     got = backward(grad, total, pending, stats, norm, silu, more)
     assert torch.allclose(got, expected_grad + (skip if with_skip else 0))
     assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_kernels_are_left_out_where_they_are_not_wanted_and_only_there(monkeypatch):
+    monkeypatch.setattr(group_norm, "_has_triton", lambda: True)
+    on_gpu = SimpleNamespace(
+        is_cuda=True, shape=(1, 8, 2, 2), dtype=torch.float32, is_contiguous=lambda memory_format: True
+    )
+
+    def fit():
+        return group_norm._kernels_fit(on_gpu, 4)
+
+    assert fit()
+    with without_kernels():
+        assert not fit()
+        with without_kernels():
+            assert not fit()
+        assert not fit()
+    assert fit()
+    with pytest.raises(OSError, match="on the way"), without_kernels():
+        assert not fit()
+        raise OSError("on the way")
+    assert fit()
 
 
 @pytest.mark.triton

@@ -22,6 +22,9 @@ SETTINGS = {
     "nfsd": GuidanceConfig(method="nfsd"),
     "perp-neg": GuidanceConfig(method="sds", perp_neg=True, view_words="on"),
 }
+# For comparing with float32 on a CPU: one call of the network, and not the bridge's difference of two predictions. A
+# random network's are nearly equal, so that what TF32 or half precision rounds would come out magnified.
+COMPARED = GuidanceConfig(method="sds", solver_steps=1)
 
 
 def guided(prior, settings, words, images, condition, noise, t):
@@ -57,21 +60,22 @@ def test_guidance_never_waits_for_the_gpu(family, method, tiny_model, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd-epsilon", "sdxl", "if", "sd3", "flux", "mvdream"])
 def test_plain_recorded_and_compiled_priors_guide_alike(family, tiny_model, tmp_path):
-    views = 4 if family == "mvdream" else 2
-    folder, settings = tiny_model(family), SETTINGS["bridge"]
+    """The first call is recorded, the second one starts the compiler."""
+    views, folder = 4 if family == "mvdream" else 2, tiny_model(family)
     plain = tiny_models.load(folder, tmp_path, torch.float32, 16)
-    expected = guided(plain, *arguments(plain, settings, views, "cpu"))
+    expected = guided(plain, *arguments(plain, COMPARED, views, "cpu"))
     fast = tiny_models.load(folder, tmp_path, torch.float32, 16, device=CUDA, words_device=CUDA, compile="auto")
-    given = arguments(fast, settings, views, "cuda")
+    given = arguments(fast, COMPARED, views, "cuda")
     fast.place(RUNGS[0])
     network = fast.denoiser.network
     assert isinstance(network, FastNetwork)
-    for swapped in (False, True):
+    for n_jobs, swapped in ((0, False), (1, False), (1, True)):
         got = guided(fast, *given)
-        assert float((got.cpu() - expected).norm() / expected.norm()) < 0.02
-        (job,) = network.jobs.values()
-        job.thread.join(300)
-        assert job.succeeded(), job.error
+        assert float((got.cpu() - expected).norm() / expected.norm()) < 0.01
+        assert len(network.jobs) == n_jobs
+        for job in network.jobs.values():
+            job.thread.join(300)
+            assert job.succeeded(), job.error
         (recording,) = network.recordings.values()
         assert recording.compiled == swapped
 
@@ -80,11 +84,11 @@ def test_plain_recorded_and_compiled_priors_guide_alike(family, tiny_model, tmp_
 @pytest.mark.parametrize("family", ["sd-epsilon", "flux"])
 def test_down_the_ladder_the_gradient_stays_and_recordings_go(family, tiny_model, tmp_path):
     """Recorded and compiled on the upper rungs, streamed and plain on the lower ones."""
-    folder, settings = tiny_model(family), SETTINGS["bridge"]
+    folder = tiny_model(family)
     plain = tiny_models.load(folder, tmp_path, torch.float32, 16)
-    expected = guided(plain, *arguments(plain, settings, 2, "cpu"))
+    expected = guided(plain, *arguments(plain, COMPARED, 2, "cpu"))
     fast = tiny_models.load(folder, tmp_path, torch.float32, 16, device=CUDA, words_device=CUDA, compile="on")
-    given = arguments(fast, settings, 2, "cuda")
+    given = arguments(fast, COMPARED, 2, "cuda")
     assert fast.codec.encoder.recordings  # of the arguments' encoding
     for above, rung in itertools.pairwise(RUNGS[:-1]):
         guided(fast, *given)
@@ -95,4 +99,4 @@ def test_down_the_ladder_the_gradient_stays_and_recordings_go(family, tiny_model
         assert not fast.codec.encoder.recordings and not getattr(network, "recordings", None)
         for _ in range(2):
             got = guided(fast, *given)
-            assert float((got.cpu() - expected).norm() / expected.norm()) < 0.02, rung.name
+            assert float((got.cpu() - expected).norm() / expected.norm()) < 0.01, rung.name
