@@ -13,7 +13,8 @@ import torch
 from nerf_bridge.prior.models import group_norm, group_norm_triton
 from nerf_bridge.prior.models.norm import Norm
 
-SMALL = {"TILE_ELEMENTS": 64, "RUN_CHANNELS": 32, "ROWS": 2}  # so that runs and joins take several rounds
+SMALL = {"MOST_CHANNELS": 8, "TILE_ELEMENTS": 32, "TILES": 3, "ROWS": 2, "LANES": 2}
+"""So that runs and joins take several rounds, and channels several programs."""
 
 
 def errors(device: str, dtype: torch.dtype, shape: tuple[int, ...], groups: int) -> dict[str, float]:
