@@ -169,9 +169,10 @@ def test_the_last_prompts_for_evaluation_are_the_pairs_kept_out_of_training():
     assert held_out == [False] * 45 + [True] * 15
 
 
-def test_the_prompts_for_tuning_touch_nothing_that_is_kept_for_evaluation():
-    tuning = prompts_of("tuning.txt")
-    assert len(set(tuning)) == len(tuning) == 20
+@pytest.mark.parametrize(("file", "n"), [("tuning.txt", 20), ("tuning-everyday.txt", 16)])
+def test_the_prompts_for_tuning_touch_nothing_that_is_kept_for_evaluation(file, n):
+    tuning = prompts_of(file)
+    assert len(set(tuning)) == len(tuning) == n
     assert not set(tuning) & {*prompts_of("evaluation.txt"), *prompts_of("gallery.txt")}
     pairs = [tuple(prompt.split(" ", 2)[1:]) for prompt in tuning]
     assert all((noun, colour) not in HELD_OUT_PAIRS and asked_colours(colour) for colour, noun in pairs)
