@@ -424,6 +424,27 @@ def test_launches_of_a_kernel_are_summed_and_torchs_own_come_last():
     ]
 
 
+@pytest.mark.compiler
+def test_the_kernels_that_no_other_case_runs_have_cases_of_their_own(monkeypatch):
+    setting = kernel_cases.Setting(CPU, "cpu", 32, True, timing.Ceilings(1.0, 1.0, (1.0, 1.0)))
+    flags, encode = [], kernel_times.hash_encode
+
+    def hash_encode(*arguments):
+        flags.append(torch.are_deterministic_algorithms_enabled())
+        return encode(*arguments)
+
+    monkeypatch.setattr(kernel_times, "hash_encode", hash_encode)
+    exact, repeatable, raster = (maker() for maker in kernel_times.own_makers(setting))
+    for case in (exact, repeatable):
+        grad_points, grad_table = case.versions[0].forward()
+        assert grad_points.shape == (1024, 3) and float(grad_points.abs().max()) > 0
+        assert float(grad_table.sum()) == pytest.approx(1024 * 16 * 2, rel=1e-4)  # a point's weights sum to 1 a level
+    assert flags == [False, True] and not torch.are_deterministic_algorithms_enabled()
+    (face_index,) = raster.versions[0].forward()
+    assert raster.counts == {"faces": 20480, "pixels": 64 * 64} and face_index.shape == (64, 64)
+    assert 0.2 < float((face_index >= 0).float().mean()) < 0.8
+
+
 def test_kernel_times_without_a_gpu_say_so_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert kernel_times.main([]) == 2

@@ -10,6 +10,7 @@ import torch
 from nerf_bridge.ops.composite import composite
 
 BOTH = ["torch", pytest.param("cpu", marks=pytest.mark.compiler)]
+ALL = [*BOTH, pytest.param("cuda", marks=pytest.mark.cuda)]  # in float32
 
 
 def random_samples(counts: list[int], channels: int, dtype: torch.dtype = torch.float32, sigma: float = 5.0):
@@ -25,6 +26,8 @@ def random_samples(counts: list[int], channels: int, dtype: torch.dtype = torch.
 
 
 def outputs_and_grads(samples, backend, sides=(0, 1, 2, 3)):
+    """On the backend's device; what comes back is on the CPU."""
+    samples = [tensor.to("cuda" if backend == "cuda" else "cpu") for tensor in samples]
     sigmas, features = (tensor.clone().requires_grad_() for tensor in samples[:2])
     outputs = composite(sigmas, features, *samples[2:], backend)
     generator = torch.Generator().manual_seed(1)
@@ -32,7 +35,7 @@ def outputs_and_grads(samples, backend, sides=(0, 1, 2, 3)):
         (out * torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)).sum() for out in outputs
     ]
     grads = torch.autograd.grad(sum(weighted[side] for side in sides), (sigmas, features), allow_unused=True)
-    return [*(out.detach() for out in outputs), *grads]
+    return [None if of is None else of.detach().cpu() for of in (*outputs, *grads)]
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> bool:
@@ -79,7 +82,7 @@ def test_gradcheck_in_float64():
     assert torch.autograd.gradcheck(lambda s, f: composite(s, f, *rest, "cpu"), inputs)
 
 
-@pytest.mark.parametrize("backend", BOTH)
+@pytest.mark.parametrize("backend", ALL)
 def test_an_opaque_first_sample_hides_the_rest(backend):
     samples = random_samples([5], 3)
     samples[0][0] = 1e6
@@ -89,7 +92,7 @@ def test_an_opaque_first_sample_hides_the_rest(backend):
     assert torch.isfinite(grad_sigmas).all() and (grad_features[1:] == 0).all()
 
 
-@pytest.mark.parametrize("backend", BOTH)
+@pytest.mark.parametrize("backend", ALL)
 def test_thousands_of_opaque_rays_keep_their_precision(backend):
     samples = random_samples([50] * 2000, 1, sigma=1e4)
     out, opacity, _, weights, grad_sigmas, _ = outputs_and_grads(samples, backend)
@@ -97,7 +100,7 @@ def test_thousands_of_opaque_rays_keep_their_precision(backend):
     assert torch.allclose(weights.view(2000, 50).sum(1), opacity, atol=1e-6) and out.abs().max() < 5
 
 
-@pytest.mark.parametrize("backend", BOTH)
+@pytest.mark.parametrize("backend", ALL)
 @pytest.mark.parametrize("counts", [[], [0], [0, 0, 0], [1]])
 def test_no_rays_empty_rays_and_one_sample(backend, counts):
     per_ray = counts or []

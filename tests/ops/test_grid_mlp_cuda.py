@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nerf_bridge.ops.grid_mlp import can_run, grid_mlp
+from nerf_bridge.ops import grid_mlp as module
+from nerf_bridge.ops.grid_mlp import BLOCKS_PER_PROCESSOR, TILE_ROWS, can_run, grid_mlp
 from nerf_bridge.ops.hash_encoding import HashGridSpec, hash_encode_torch
 
 pytestmark = [pytest.mark.cuda]
@@ -16,6 +17,8 @@ SIZES = [
     (8, 8, 128, 8),
     (3, 2, 64, 3),
 ]  # levels, features, width, outputs
+EVERY_WIDTH = SIZES[:4]
+BLOCKS_THAT_FIT = 16  # of the network's kernels, at most, on one multiprocessor: 64 warps, 4 of them a block
 
 
 def spec_of(n_levels: int, n_features: int) -> HashGridSpec:
@@ -159,6 +162,42 @@ def test_rows_without_a_gradient_add_nothing(pattern, n, sizes):
         assert float((one - other).abs().max()) <= 1e-4 * float(other.abs().max())
     if pattern == "none":
         assert all(float(one.abs().sum()) == 0 for one in got)
+
+
+@pytest.mark.parametrize("pattern", ["most", "whole warps"])  # of the second, every other warp has no rows at all
+@pytest.mark.parametrize("sizes", EVERY_WIDTH)
+def test_several_tiles_of_one_block_add_up_as_those_of_several_blocks(sizes, pattern, monkeypatch):
+    """Backward, as on a GPU of one multiprocessor: 4 tiles a block, of few enough points for compute-sanitizer."""
+    n_levels, n_features, width, n_outputs = sizes
+    n, spec = 2000, spec_of(n_levels, n_features)
+    inputs, points = parameters(spec, width, n_outputs), ray_points(n)
+    grad_out = torch.randn(n, n_outputs, generator=torch.Generator().manual_seed(2)).cuda() * lit(n, pattern)[:, None]
+    expected = gradients(points, inputs, spec, grad_out)  # of 16 blocks
+    of_gpu, run_kernel, blocks = module._gpu(points.device), module.run_kernel, []
+
+    def run(backend: str, name: str, *arguments: object) -> None:
+        blocks.extend(arguments[-1:] if name == "mlp_half_bwd" else ())
+        run_kernel(backend, name, *arguments)
+
+    monkeypatch.setattr(module, "_gpu", lambda device: (*of_gpu[:2], 1))
+    monkeypatch.setattr(module, "run_kernel", run)
+    got = gradients(points, inputs, spec, grad_out)
+    assert blocks == [BLOCKS_PER_PROCESSOR] and torch.equal(got[0], expected[0])
+    for one, other in zip(got[1:], expected[1:], strict=True):
+        assert error(one, other) < 1e-4, tuple(one.shape)
+
+
+@pytest.mark.parametrize("sizes", EVERY_WIDTH)
+def test_a_row_has_the_same_outputs_in_every_tile(sizes):
+    """Forward: the same points again and again, more than the GPU holds at once, so that blocks take a second tile."""
+    n_levels, n_features, width, n_outputs = sizes
+    spec, points = spec_of(n_levels, n_features), ray_points(2001)
+    inputs = parameters(spec, width, n_outputs)
+    at_once = module._gpu(points.device)[2] * BLOCKS_THAT_FIT * TILE_ROWS
+    times = 2 + at_once // len(points)
+    with torch.no_grad():
+        once, out = grid_mlp(points, *inputs, spec), grid_mlp(points.repeat(times, 1), *inputs, spec)
+    assert torch.equal(out.view(times, *once.shape), once.expand(times, -1, -1))
 
 
 def test_one_output_with_a_gradient_lights_its_row():

@@ -11,6 +11,7 @@ from nerf_bridge.ops.march import Samples, march_rays
 
 pytestmark = [pytest.mark.cuda, pytest.mark.compiler]
 SPECS = [HashGridSpec(4, n_features, 12, 4, 64) for n_features in (1, 2, 3, 4, 6, 8)]
+DENSITIES = {"opaque": [1e6], "opaque in places": [0.5, 3.0, 20.0, 0.0, 5.0, 1e6, 2.0], "fog": [2.0]}  # in turns
 
 
 def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> bool:
@@ -43,10 +44,32 @@ def march(device: str) -> Samples:
     return march_rays(rays_o, rays_d, occupied, 0.03, jitter, device)
 
 
-def composite_and_grads(device: str, samples: Samples) -> list[torch.Tensor]:
+def edge_case_samples(device: str, capacity: int | None, step: float) -> Samples:
+    """Of rays that miss, graze a face, run along an axis or an edge, start inside, stand still, are not numbers."""
+    far, inside = [-3.0, 0.2, 0.1], [0.1, 0.2, 0.3]
+    origins = [far, [-3.0, 1.0, 0.0], [-3.0, 1.0, 1.0], [-3.0, 5.0, 0.0], inside, inside, [float("nan")] * 3, far]
+    directions = [
+        [1.0, 0, 0],
+        [1.0, 0, 0],
+        [1.0, 0, 0],
+        [1.0, 0, 0],
+        [0, 0, -1.0],
+        [0.0, 0, 0],
+        [1.0, 0, 0],
+        [-1.0, 0, 0],
+    ]
+    occupied = torch.zeros(9, 9, 9, dtype=torch.bool)
+    occupied[4:, :, :] = True
+    rays = (torch.tensor(origins, device=device), torch.tensor(directions, device=device))
+    return march_rays(*rays, occupied.to(device), step, None, device, capacity)
+
+
+def composite_and_grads(device: str, samples: Samples, sigmas: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Outputs and gradients over sigmas [n] (None: drawn) and four drawn features."""
     generator = torch.Generator().manual_seed(0)
     n = samples.n
-    sigmas = (torch.rand(n, generator=generator) * 20).to(device).requires_grad_()
+    drawn = torch.rand(n, generator=generator) * 20
+    sigmas = (drawn if sigmas is None else sigmas).to(device).requires_grad_()
     features = torch.randn(n, 4, generator=generator).to(device).requires_grad_()
     rest = (tensor.to(device) for tensor in (samples.t_starts, samples.t_ends, samples.packed_info))
     outputs = composite(sigmas, features, *rest, device)
@@ -94,29 +117,24 @@ def test_march_cuda_equals_cpu_to_the_last_bit():
 
 @pytest.mark.parametrize("capacity", [None, 100, 10000])
 def test_edge_cases_march_and_composite_as_on_the_cpu(capacity):
-    """Rays that miss, graze a face, run along an axis or an edge, start inside, stand still, are not numbers."""
-    far, inside = [-3.0, 0.2, 0.1], [0.1, 0.2, 0.3]
-    origins = [far, [-3.0, 1.0, 0.0], [-3.0, 1.0, 1.0], [-3.0, 5.0, 0.0], inside, inside, [float("nan")] * 3, far]
-    directions = [
-        [1.0, 0, 0],
-        [1.0, 0, 0],
-        [1.0, 0, 0],
-        [1.0, 0, 0],
-        [0, 0, -1.0],
-        [0.0, 0, 0],
-        [1.0, 0, 0],
-        [-1.0, 0, 0],
-    ]
-    occupied = torch.zeros(9, 9, 9, dtype=torch.bool)
-    occupied[4:, :, :] = True
     both = []
     for device in ("cuda", "cpu"):
-        rays = (torch.tensor(origins, device=device), torch.tensor(directions, device=device))
-        samples = march_rays(*rays, occupied.to(device), 0.07, None, device, capacity)
+        samples = edge_case_samples(device, capacity, 0.07)
         opaque = torch.full((samples.n,), 1e6, device=device)
         outputs = composite(opaque, samples.points, samples.t_starts, samples.t_ends, samples.packed_info, device)
         both.append([samples.packed_info, samples.t_starts, samples.points, *outputs])
     assert all(close(got, expected, 1e-5) for got, expected in zip(*both, strict=True))
+
+
+@pytest.mark.parametrize("capacity", [None, 150, 1000])  # just enough, too little, more
+@pytest.mark.parametrize("densities", DENSITIES)
+def test_edge_cases_have_the_gradients_of_the_cpu(densities, capacity):
+    samples = edge_case_samples("cpu", capacity, 0.02)  # more of a ray than a warp's 32
+    turns = torch.tensor(DENSITIES[densities])
+    sigmas = turns[torch.arange(samples.n) % len(turns)]
+    got, expected = (composite_and_grads(device, samples, sigmas) for device in ("cuda", "cpu"))
+    for one, other in zip(got, expected, strict=True):
+        assert bool(one.isfinite().all()) and close(one, other)
 
 
 def test_a_march_with_a_capacity_fits_a_cuda_graph():
