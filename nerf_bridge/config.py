@@ -180,6 +180,13 @@ class GuidanceConfig(Section):
         description="calls of the prior from the noised view to a clean one; more bring thin parts out; from 2 on "
         "stage two of the bridge makes as many more from the view to noise, and is guided by scale",
     )
+    guided_steps: int | None = Field(
+        None,
+        ge=1,
+        le=50,
+        description="of the calls on a path of sds or the bridge, the first so many, at most noise, are guided by "
+        "scale; the others ask for the prompt alone, at half the cost; none: all are guided",
+    )
     t_min: float = Field(0.8, ge=0, lt=1, description="least noise time, at the first step")
     t_min_end: float | None = Field(
         0.1, ge=0, lt=1, description="least noise time at the last step, falling as the most does; none: t_min"

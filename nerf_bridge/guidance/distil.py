@@ -46,7 +46,7 @@ def guidance_gradient(
     twice as many in stage two of the bridge.
 
     With several solver steps a prediction stands for the end of its path (solver.predict_ends): each prompt goes its
-    own, but the guided prediction of sds one path, with classifier-free guidance all along. Stage two of the bridge is
+    own, but the guided prediction of sds one path, guided at first (`_guided_path`). Stage two of the bridge is
     then the dual bridge itself (`dual_bridge`), and `noise` is not used.
 
     Args:
@@ -83,7 +83,7 @@ def guidance_gradient(
         return torch.cat([predictions[role] for role in roles])
 
     k = len(roles)
-    ends = predict_ends(prior, predict, noised.repeat(k, 1, 1, 1), t.repeat(k), settings.solver_steps)
+    ends = predict_ends(prior, [predict] * settings.solver_steps, noised.repeat(k, 1, 1, 1), t.repeat(k))
     grad = _method_gradient(dict(zip(roles, ends.chunk(k), strict=True)), noise, t, settings, stage)
     return weight * grad
 
@@ -177,17 +177,25 @@ def _guided_path(
     condition: ViewCondition | None,
     settings: GuidanceConfig,
 ) -> Tensor:
-    """The prediction [b, c, h, w] for where `noised` ends under `role`, with classifier-free guidance all along."""
+    """The prediction [b, c, h, w] for where `noised` ends under `role`.
+
+    The first `settings.guided_steps` calls have classifier-free guidance; the rest ask for `role` alone.
+    """
     roles: tuple[Role, ...] = (role, "null", "front", "side") if settings.perp_neg else (role, "null")
     k = len(roles)
 
-    def predict(points: Tensor, times: Tensor) -> Tensor:
-        found = ask(points, times, roles)
+    def guided(points: Tensor, times: Tensor) -> Tensor:
+        found = ask(points.repeat(k, 1, 1, 1), times.repeat(k), roles)
         if settings.perp_neg:
             found[role] = _off_wrong_views(found, role, condition)
-        return classifier_free(found[role], found["null"], settings.scale).repeat(k, 1, 1, 1)
+        return classifier_free(found[role], found["null"], settings.scale)
 
-    return predict_ends(prior, predict, noised.repeat(k, 1, 1, 1), t.repeat(k), settings.solver_steps).chunk(k)[0]
+    def plain(points: Tensor, times: Tensor) -> Tensor:
+        return ask(points, times, (role,))[role]
+
+    n_guided = min(settings.guided_steps or settings.solver_steps, settings.solver_steps)
+    steps = [guided] * n_guided + [plain] * (settings.solver_steps - n_guided)
+    return predict_ends(prior, steps, noised, t)
 
 
 def _weighting(settings: GuidanceConfig, stage: Stage) -> Weighting:

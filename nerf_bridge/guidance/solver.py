@@ -7,43 +7,39 @@ McAllister et al. (NeurIPS 2024), the error of the one-step linear estimate of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from nerf_bridge.prior.protocol import Prior
 
+Predict = Callable[[Tensor, Tensor], Tensor]  # noise [m, c, h, w] in points [m, c, h, w] at times [m]
 LEAST_TIME = 0.02  # of a prediction for x that is clean: below it there is hardly any noise to predict
 
 
-def predict_ends(
-    prior: Prior, predict: Callable[[Tensor, Tensor], Tensor], noised: Tensor, t: Tensor, n_steps: int
-) -> Tensor:
-    """The noise that leads straight from `noised` to where its path ends, `n_steps` equal steps of time from `t` to 0.
+def predict_ends(prior: Prior, predicts: Sequence[Predict], noised: Tensor, t: Tensor) -> Tensor:
+    """The noise that leads straight from `noised` to where its path ends, in equal steps of time from `t` to 0.
 
     Args:
         prior: its noise levels, and the bounds of its x.
-        predict: noise predictions [m, c, h, w] of points [m, c, h, w] at times [m].
+        predicts: what predicts the noise at each step; a single one gives the prediction itself.
         noised: where the paths begin, [m, c, h, w].
         t: when, [m] in (0, 1).
-        n_steps: calls of `predict`; 1 gives the prediction itself.
 
     Returns:
         (noised - alpha_t * end) / sigma_t, [m, c, h, w].
     """
-    if n_steps == 1:
-        return predict(noised, t)
+    if len(predicts) == 1:
+        return predicts[0](noised, t)
     alpha, sigma = _levels(prior, t)
-    return (noised - alpha * path_end(prior, predict, noised, t, n_steps)) / sigma
+    return (noised - alpha * path_end(prior, predicts, noised, t)) / sigma
 
 
-def path_end(
-    prior: Prior, predict: Callable[[Tensor, Tensor], Tensor], noised: Tensor, t: Tensor, n_steps: int
-) -> Tensor:
+def path_end(prior: Prior, predicts: Sequence[Predict], noised: Tensor, t: Tensor) -> Tensor:
     """The clean x [m, c, h, w] where the path of `noised` ends; the arguments are those of `predict_ends`."""
-    point, end = noised, noised
-    for i in range(n_steps):
+    point, end, n_steps = noised, noised, len(predicts)
+    for i, predict in enumerate(predicts):
         now = t * (1 - i / n_steps)
         alpha, sigma = _levels(prior, now)
         end = (point - sigma * predict(point, now)) / alpha
@@ -56,9 +52,7 @@ def path_end(
     return end
 
 
-def path_start(
-    prior: Prior, predict: Callable[[Tensor, Tensor], Tensor], clean: Tensor, t: Tensor, n_steps: int
-) -> Tensor:
+def path_start(prior: Prior, predict: Predict, clean: Tensor, t: Tensor, n_steps: int) -> Tensor:
     """The noised x [m, c, h, w] at times `t` whose path ends in `clean`, by DDIM inversion (Song et al. 2021).
 
     At the first step x is clean, and the prediction is that at LEAST_TIME.

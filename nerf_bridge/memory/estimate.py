@@ -147,13 +147,15 @@ def network_bytes(rung: Rung, config: GenerateConfig, sizes: ModelSizes, cuda: b
 def prompts_at_once(guidance: GuidanceConfig) -> set[int]:
     """How many prompts of a view go through the network together, for each kind of call that a run makes.
 
-    Stage two of the bridge with several solver steps is the dual bridge (guidance/distil.py): along the source's path
-    the source prompt goes alone, along the guided one as many as in stage one.
+    With several solver steps (guidance/distil.py) one goes alone in the unguided calls of a path, and along the
+    source's path of the dual bridge.
     """
     one, two = (len(prompts_needed(guidance.method, stage, guidance.perp_neg)) for stage in (1, 2))
-    if guidance.method != "bridge" or guidance.bridge_from == 1:
-        return {one}
-    return {one, 1 if guidance.solver_steps > 1 else two}
+    bridges = guidance.method == "bridge" and guidance.bridge_from < 1
+    if guidance.solver_steps == 1 or guidance.method in ("csd", "nfsd"):
+        return {one, two} if bridges else {one}
+    unguided = guidance.guided_steps is not None and guidance.guided_steps < guidance.solver_steps
+    return {one, 1} if bridges or unguided else {one}
 
 
 def encoder_bytes(rung: Rung, config: GenerateConfig, sizes: ModelSizes, cuda: bool) -> int:

@@ -50,7 +50,7 @@ def ddim_sample(
         return classifier_free(text, uncond, scale)
 
     begin = torch.full((b,), FIRST_TIME, device=noise.device)
-    return prior.decode_image(path_end(prior, predict, noise, begin, steps))
+    return prior.decode_image(path_end(prior, [predict] * steps, noise, begin))
 
 
 def sample_sheet(prior: Prior, prompts: list[str], views: int, scale: float, seed: int, device: torch.device) -> Tensor:

@@ -41,14 +41,14 @@ def ends(prior, prompt, noised, t, n_steps):
         return prior.predict_noise(x, now, words.repeat(len(x)), None)
 
     alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
-    return (noised - sigma * predict_ends(prior, predict, noised, t, n_steps)) / alpha
+    return (noised - sigma * predict_ends(prior, [predict] * n_steps, noised, t)) / alpha
 
 
 def test_one_step_is_the_prediction_itself():
     prior, noised, t = GaussianMixturePrior(ONE), points(5), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     words = prior.encode_prompts(["dot"]).repeat(5)
     expected = prior.predict_noise(noised, t, words, None)
-    actual = predict_ends(prior, lambda x, now: prior.predict_noise(x, now, words, None), noised, t, 1)
+    actual = predict_ends(prior, [lambda x, now: prior.predict_noise(x, now, words, None)], noised, t)
     assert torch.equal(actual, expected)
 
 
@@ -78,7 +78,7 @@ def test_a_path_starts_where_its_end_is_reached_from(t):
     errors = [float((path_start(prior, predict, clean, times, n) - expected).abs().max()) for n in (1, 4, 16, 400)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.05 * errors[0]
-    back = path_end(prior, predict, path_start(prior, predict, clean, times, 400), times, 400)
+    back = path_end(prior, [predict] * 400, path_start(prior, predict, clean, times, 400), times)
     assert torch.allclose(back, clean, atol=0.02, rtol=0.01)
 
 
@@ -128,8 +128,8 @@ def test_the_bounds_of_x_hold_on_the_way():
     assert ends(prior, "right", points(4), t, 3).abs().max() <= 1 + 1e-9
 
 
-def by_hand(prior, method, stage, point, t, noise, n):
-    """The gradient of one sample, its paths walked one by one; [2]."""
+def by_hand(prior, method, stage, point, t, noise, n, n_guided):
+    """The gradient of one sample, its paths walked one by one; [2]. Guided at first: of sds and the bridge alone."""
     alpha, sigma = levels(t)
     encoded = {role: prior.encode_prompts([prompt]) for role, prompt in PROMPTS.items()}
 
@@ -138,13 +138,16 @@ def by_hand(prior, method, stage, point, t, noise, n):
         time = torch.tensor([now], dtype=torch.float64)
         return prior.predict_noise(x.view(1, 2, 1, 1), time, words, None).flatten()
 
-    def walk(direction):
+    def guided(role, x, now):
+        return eps("null", x, now) + 3.0 * (eps(role, x, now) - eps("null", x, now))
+
+    def walk(direction, rest=None):
         x = alpha * point + sigma * noise
         begin, clean = x, x
         for i in range(n):
             now, then = t * (1 - i / n), t * (1 - (i + 1) / n)
             a, s = levels(now)
-            straight = direction(x, now)
+            straight = (rest if rest and i >= n_guided else direction)(x, now)
             clean = (x - s * straight) / a
             a, s = levels(then)
             x = a * clean + s * straight
@@ -160,8 +163,7 @@ def by_hand(prior, method, stage, point, t, noise, n):
             a, s = levels(then)
             x = a * clean + s * straight
         noise = (x - alpha * point) / sigma
-        value = walk(lambda x, now: eps("null", x, now) + 3.0 * (eps("target", x, now) - eps("null", x, now))) - noise
-        value = 2.0 * value
+        value = 2.0 * (walk(lambda x, now: guided("target", x, now), lambda x, now: eps("target", x, now)) - noise)
     elif method == "csd":
         value = 3.0 * (walk(lambda x, now: eps("text", x, now)) - walk(lambda x, now: eps("null", x, now)))
     elif method == "nfsd":
@@ -170,19 +172,28 @@ def by_hand(prior, method, stage, point, t, noise, n):
         )
         value = 3.0 * (text - null) + (null if t < 0.2 else null - negative)
     else:
-        value = walk(lambda x, now: eps("null", x, now) + 3.0 * (eps("text", x, now) - eps("null", x, now))) - noise
+        value = walk(lambda x, now: guided("text", x, now), lambda x, now: eps("text", x, now)) - noise
     return sigma**2 * value
 
 
+@pytest.mark.parametrize("n_guided", [None, 1, 3, 9])
 @pytest.mark.parametrize(("method", "stage"), [("sds", 1), ("csd", 1), ("nfsd", 1), ("bridge", 1), ("bridge", 2)])
-def test_every_method_with_solver_steps_is_its_paths_by_hand(method, stage):
+def test_every_method_with_solver_steps_is_its_paths_by_hand(method, stage, n_guided):
     prior = GaussianMixturePrior(MANY)
-    settings = SETTINGS.model_copy(update={"method": method, "solver_steps": 4})
+    settings = SETTINGS.model_copy(update={"method": method, "solver_steps": 4, "guided_steps": n_guided})
     x, noise, t = points(5), points(5, seed=1), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     actual = guidance_gradient(prior, x, t, noise, encode_words(prior, "dot", settings), None, settings, stage)
-    rows = [by_hand(prior, method, stage, x[i].flatten(), float(t[i]), noise[i].flatten(), 4) for i in range(len(x))]
+    rows = [
+        by_hand(prior, method, stage, x[i].flatten(), float(t[i]), noise[i].flatten(), 4, n_guided or 4)
+        for i in range(len(x))
+    ]
     assert torch.allclose(actual.flatten(1), torch.stack(rows), rtol=1e-7, atol=1e-9)
-    assert len(prior.calls) >= 4 and prior.calls[0][0] == prior.calls[3][0]
+    asked = [call[0] for call in prior.calls[: 8 if stage == 2 else 4]]
+    if (method, stage) in (("csd", 1), ("nfsd", 1)):
+        assert len(set(asked)) == 1
+    else:
+        g = min(n_guided or 4, 4)
+        assert asked == [5] * (len(asked) - 4) + [10] * g + [5] * (4 - g)
 
 
 def test_the_pull_is_how_the_gradient_of_sds_grows_when_its_end_is_kept():

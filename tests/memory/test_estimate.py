@@ -390,6 +390,7 @@ def test_more_prompts_and_views_need_more():
         ({}, 2 + 2 + 1),  # and one of the source's path
         ({"bridge_from": 1.0}, 2 + 2),
         ({"method": "sds"}, 2 + 2),
+        ({"method": "sds", "guided_steps": 2}, 2 + 2 + 1),  # and one of the unguided calls
         ({"perp_neg": True}, 4 + 4 + 1),
         ({"perp_neg": True, "solver_steps": 1}, 4 + 4 + 2),  # stage two does without the wrong views
         ({"method": "nfsd"}, 3 + 3),
@@ -414,14 +415,18 @@ def test_every_kind_of_call_has_a_recording(changes, images):
 
 
 @pytest.mark.parametrize(
-    ("method", "solver_steps", "perp_neg"),
+    ("method", "solver_steps", "perp_neg", "guided_steps"),
     [
-        *itertools.product(["sds", "bridge"], [1, 2], [False, True]),
-        *itertools.product(["csd", "nfsd"], [1, 2], [False]),
+        *itertools.product(["sds", "bridge"], [1, 2], [False, True], [None, 1]),
+        *itertools.product(["csd", "nfsd"], [1, 2], [False], [1]),
     ],
 )
-def test_the_kinds_of_calls_are_those_that_the_guidance_makes(method, solver_steps, perp_neg, tiny_model, tmp_path):
-    settings = GuidanceConfig(method=method, solver_steps=solver_steps, perp_neg=perp_neg, view_words="on")
+def test_the_kinds_of_calls_are_those_that_the_guidance_makes(
+    method, solver_steps, perp_neg, guided_steps, tiny_model, tmp_path
+):
+    settings = GuidanceConfig(
+        method=method, solver_steps=solver_steps, perp_neg=perp_neg, guided_steps=guided_steps, view_words="on"
+    )
     prior = load(tiny_model("sd-epsilon"), tmp_path, image_size=16)
     words, views = encode_words(prior, "a chair", settings), 3
     condition = ViewCondition(turntable_cameras(views, 0.3, 3.0, 0.7), torch.ones(views, 3))
