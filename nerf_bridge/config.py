@@ -59,7 +59,7 @@ class ModelConfig(Section):
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="torch.compile and CUDA graphs on a GPU; auto: compiled beside the first steps, on: before them",
+        description="torch.compile and CUDA graphs on a GPU; auto: compiled beside the steps, on: before them",
     )
 
 

@@ -3,11 +3,12 @@
 `torch.compile` runs in a thread beside the steps. It starts when a kind of call comes for the second time, so that a
 first step of one call neither waits for it nor shares the interpreter with it. The thread is safe for these reasons:
 what torch.compile keeps while it works belongs to its thread (tracing, fake tensors) or is locked; the main thread
-meanwhile replays graphs and runs none of the network's Python; recordings are made by the main thread alone, in the
-mode in which other threads' use of the GPU does not end them, the plain one before its own kind of call is compiled
-(what cannot be recorded answers plainly, and is not compiled); and the recording of the compiled network may find
-nothing more to compile, or it is given up and the plain graph stays. The thread is waited for when the program ends, so
-that no half-torn-down interpreter runs under it, and so that the next run finds a full cache.
+meanwhile replays graphs, and runs the network's own Python, which tracing does not change, only where another kind of
+call is recorded; recordings are made by the main thread alone, in the mode in which other threads' use of the GPU does
+not end them, the plain one before its own kind of call is compiled (what cannot be recorded answers plainly, and is not
+compiled); and the recording of the compiled network may find nothing more to compile, or it is given up and the plain
+graph stays. The thread is waited for when the program ends, so that no half-torn-down interpreter runs under it, and so
+that the next run finds a full cache.
 
 A separate process would spare the steps the sharing of the interpreter, but it would need the weights a second time on
 the GPU, and the main process would have to trace and load all the same.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -107,13 +109,17 @@ def _laid(y: Tensor, like: Tensor) -> Tensor:
 
 
 def _kernels_fit(x: Tensor, groups: int) -> bool:
-    """Whether the kernels take `x`; their sizes are powers of two, as in every published autoencoder."""
+    """Whether the kernels take `x`: channels are powers of two, as in every published autoencoder, and their offsets in
+    an image 32-bit."""
     assert not x.is_cuda or x.is_contiguous(memory_format=torch.channels_last), "activations are channels-last"
     powers = all(n & (n - 1) == 0 for n in (x.shape[1], groups))
-    fits = x.is_cuda and powers and x.shape[1] <= 4096 and x.dtype != torch.float64
-    return fits and _KERNELS_WANTED.get() and _has_triton()
+    numbers = x.shape[1] * x.shape[2] * x.shape[3]
+    fits = x.is_cuda and powers and x.shape[1] <= 4096 and numbers < 2**31 and x.dtype != torch.float64
+    return fits and _KERNELS_WANTED.get() and _triton_works()
 
 
 @functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+def _triton_works() -> bool:
+    """Whether it is there, and what it compiles its launchers with: without a C compiler it ends with an error."""
+    compilers = (os.environ.get("CC"), "gcc", "clang")
+    return importlib.util.find_spec("triton") is not None and any(shutil.which(name) for name in compilers if name)

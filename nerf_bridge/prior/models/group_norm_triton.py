@@ -86,7 +86,7 @@ def _join_moments_kernel(partial, stats, pixels, chunks, run, channels, width, R
         total += n[:, None] * tl.load(base + row[:, None] * channels, mask=inside, other=0.0)
         first += ROWS
     elements = (pixels * width).to(tl.float32)
-    mean = tl.sum(tl.sum(total, axis=1), axis=0) / elements
+    mean = tl.sum(tl.sum(total, axis=0), axis=0) / elements
     total = tl.zeros([ROWS, LANES], tl.float32)
     first = 0
     while first < chunks:
@@ -99,7 +99,7 @@ def _join_moments_kernel(partial, stats, pixels, chunks, run, channels, width, R
         first += ROWS
     out = stats + (image * tl.num_programs(0) + group) * 2
     tl.store(out, mean)
-    tl.store(out + 1, tl.sum(tl.sum(total, axis=1), axis=0) / elements)
+    tl.store(out + 1, tl.sum(tl.sum(total, axis=0), axis=0) / elements)
 
 
 @triton.jit
@@ -176,8 +176,8 @@ def _join_sums_kernel(partial, means, pixels, chunks, channels, width, ROWS: tl.
         first += ROWS
     elements = (pixels * width).to(tl.float32)
     out = means + (image * tl.num_programs(0) + group) * 2
-    tl.store(out, tl.sum(tl.sum(plain, axis=1), axis=0) / elements)
-    tl.store(out + 1, tl.sum(tl.sum(along, axis=1), axis=0) / elements)
+    tl.store(out, tl.sum(tl.sum(plain, axis=0), axis=0) / elements)
+    tl.store(out + 1, tl.sum(tl.sum(along, axis=0), axis=0) / elements)
 
 
 @triton.jit(do_not_specialize=["pixels", "blocks", "width", "silu", "add"])

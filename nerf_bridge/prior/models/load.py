@@ -53,7 +53,7 @@ class LoadOptions:
         loras: changes of the weights.
         non_commercial: whether the user takes a licence that forbids commercial use.
         prompt_folder: where encoded prompts are kept.
-        compile: on a GPU, "auto" compiles the network beside the first steps, "on" before them, and both run it and the
+        compile: on a GPU, "auto" compiles the network beside the steps, "on" before them, and both run it and the
             encoder as CUDA graphs; "off" does neither.
     """
 

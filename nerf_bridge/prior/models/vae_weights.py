@@ -55,7 +55,7 @@ def encoder_of(vae: Any, dtype: torch.dtype) -> tuple[Encoder, str | None]:
         return build(vae, dtype, plain), None
     exact = build(vae, torch.float32, plain)
     images = trial_images(TRIAL_LATENTS * exact.factor, next(vae.parameters()).device)
-    with without_kernels():
+    with without_kernels(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         z, kept = exact.forward(images)
         scales = scales_for(exact, kept)
         grad_z = torch.randn(z.shape, generator=torch.Generator().manual_seed(0)).to(z.device)

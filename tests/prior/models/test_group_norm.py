@@ -16,6 +16,11 @@ from nerf_bridge.prior.models.group_norm import backward, moments, normalise, wi
 from nerf_bridge.prior.models.norm import Norm
 
 TESTS = Path(__file__).resolve().parents[2]
+GPU_SHAPES = [
+    *((1, 128, 100, 60), (2, 256, 33, 17), (1, 512, 16, 16), (3, 16, 5, 7)),
+    (1, 128, 256, 256),  # several rounds of a joining program
+    (1, 1024, 24, 24),  # groups of more channels than it has lanes
+]
 
 
 @pytest.mark.parametrize("silu", [True, False])
@@ -39,7 +44,7 @@ def test_the_twin_is_torchs_group_norm_and_its_gradient(silu, with_skip):
 
 
 def test_the_kernels_are_left_out_where_they_are_not_wanted_and_only_there(monkeypatch):
-    monkeypatch.setattr(group_norm, "_has_triton", lambda: True)
+    monkeypatch.setattr(group_norm, "_triton_works", lambda: True)
     on_gpu = SimpleNamespace(
         is_cuda=True, shape=(1, 8, 2, 2), dtype=torch.float32, is_contiguous=lambda memory_format: True
     )
@@ -60,6 +65,21 @@ def test_the_kernels_are_left_out_where_they_are_not_wanted_and_only_there(monke
     assert fit()
 
 
+@pytest.mark.parametrize(("shape", "fits"), [((1, 128, 4096, 4095), True), ((9, 128, 4096, 4096), False)])
+def test_the_kernels_are_left_out_where_their_offsets_would_not_hold_the_image(monkeypatch, shape, fits):
+    monkeypatch.setattr(group_norm, "_triton_works", lambda: True)
+    on_gpu = SimpleNamespace(is_cuda=True, shape=shape, dtype=torch.float16, is_contiguous=lambda memory_format: True)
+    assert group_norm._kernels_fit(on_gpu, 32) == fits
+
+
+@pytest.mark.parametrize("names", [(), ("gcc",), ("clang",)])
+def test_triton_is_left_alone_where_it_finds_no_compiler(monkeypatch, names):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(group_norm.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(group_norm.shutil, "which", lambda name: name if name in names else None)
+    assert group_norm._triton_works.__wrapped__() == bool(names)
+
+
 @pytest.mark.triton
 @pytest.mark.slow
 def test_the_kernels_are_the_twin_in_the_interpreter():
@@ -76,7 +96,7 @@ def test_the_kernels_are_the_twin_in_the_interpreter():
 
 @pytest.mark.cuda
 @pytest.mark.triton
-@pytest.mark.parametrize("shape", [(1, 128, 100, 60), (2, 256, 33, 17), (1, 512, 16, 16), (3, 16, 5, 7)])
+@pytest.mark.parametrize("shape", GPU_SHAPES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 4e-3), (torch.bfloat16, 3e-2)])
 def test_the_kernels_are_the_twin_on_the_gpu(shape, dtype, tolerance):
     from prior.models.group_norm_cases import errors
