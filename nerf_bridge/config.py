@@ -225,6 +225,11 @@ class GuidanceConfig(Section):
     )
 
     @property
+    def n_guided(self) -> int:
+        """How many of the calls on a path are guided."""
+        return min(self.guided_steps or self.solver_steps, self.solver_steps)
+
+    @property
     def t_min_last(self) -> float:
         """The least noise time at the last step, whether it falls or not."""
         return self.t_min if self.t_min_end is None else self.t_min_end

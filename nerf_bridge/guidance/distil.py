@@ -179,7 +179,7 @@ def _guided_path(
 ) -> Tensor:
     """The prediction [b, c, h, w] for where `noised` ends under `role`.
 
-    The first `settings.guided_steps` calls have classifier-free guidance; the rest ask for `role` alone.
+    The first `settings.n_guided` calls have classifier-free guidance; the rest ask for `role` alone.
     """
     roles: tuple[Role, ...] = (role, "null", "front", "side") if settings.perp_neg else (role, "null")
     k = len(roles)
@@ -193,8 +193,7 @@ def _guided_path(
     def plain(points: Tensor, times: Tensor) -> Tensor:
         return ask(points, times, (role,))[role]
 
-    n_guided = min(settings.guided_steps or settings.solver_steps, settings.solver_steps)
-    steps = [guided] * n_guided + [plain] * (settings.solver_steps - n_guided)
+    steps = [guided] * settings.n_guided + [plain] * (settings.solver_steps - settings.n_guided)
     return predict_ends(prior, steps, noised, t)
 
 

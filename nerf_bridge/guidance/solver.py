@@ -42,9 +42,7 @@ def path_end(prior: Prior, predicts: Sequence[Predict], noised: Tensor, t: Tenso
     for i, predict in enumerate(predicts):
         now = t * (1 - i / n_steps)
         alpha, sigma = _levels(prior, now)
-        end = (point - sigma * predict(point, now)) / alpha
-        if prior.x_limit is not None:
-            end = end.clamp(-prior.x_limit, prior.x_limit)
+        end = _bounded(prior, (point - sigma * predict(point, now)) / alpha)
         if i + 1 < n_steps:
             noise = (point - alpha * end) / sigma
             alpha, sigma = _levels(prior, t * (1 - (i + 1) / n_steps))
@@ -69,12 +67,15 @@ def path_start(prior: Prior, predict: Predict, clean: Tensor, t: Tensor, n_steps
         noise = predict(point, now)
         if i:
             alpha, sigma = _levels(prior, now)
-            end = (point - sigma * noise) / alpha
-            if prior.x_limit is not None:
-                end = end.clamp(-prior.x_limit, prior.x_limit)
+            end = _bounded(prior, (point - sigma * noise) / alpha)
         alpha, sigma = _levels(prior, t * (i + 1) / n_steps)
         point = alpha * end + sigma * noise
     return point
+
+
+def _bounded(prior: Prior, x: Tensor) -> Tensor:
+    """`x` within the prior's bounds, where it has some."""
+    return x if prior.x_limit is None else x.clamp(-prior.x_limit, prior.x_limit)
 
 
 def _levels(prior: Prior, t: Tensor) -> tuple[Tensor, Tensor]:

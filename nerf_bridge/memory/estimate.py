@@ -154,8 +154,7 @@ def prompts_at_once(guidance: GuidanceConfig) -> set[int]:
     bridges = guidance.method == "bridge" and guidance.bridge_from < 1
     if guidance.solver_steps == 1 or guidance.method in ("csd", "nfsd"):
         return {one, two} if bridges else {one}
-    unguided = guidance.guided_steps is not None and guidance.guided_steps < guidance.solver_steps
-    return {one, 1} if bridges or unguided else {one}
+    return {one, 1} if bridges or guidance.n_guided < guidance.solver_steps else {one}
 
 
 def encoder_bytes(rung: Rung, config: GenerateConfig, sizes: ModelSizes, cuda: bool) -> int:

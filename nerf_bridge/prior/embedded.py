@@ -96,12 +96,11 @@ class EmbeddedPrior:
 
         Of images a whole number of times as large each pixel is the mean of its part, as in those that it learned from.
         """
-        size = (self.image_size, self.image_size)
-        times = images.shape[2] // self.image_size
-        if images.shape[2:] == (times * size[0], times * size[1]):
-            images = functional.avg_pool2d(images, times) if times > 1 else images
-        else:
-            images = functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        side, (height, width) = self.image_size, images.shape[2:]
+        if height == width and height > side and height % side == 0:
+            images = functional.avg_pool2d(images, height // side)
+        elif (height, width) != (side, side):
+            images = functional.interpolate(images, (side, side), mode="bilinear", align_corners=False, antialias=True)
         return 2 * images - 1
 
     def decode_image(self, x: Tensor) -> Tensor:

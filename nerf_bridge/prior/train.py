@@ -40,25 +40,21 @@ logger = logging.getLogger(__name__)
 
 PROBES = 12
 UNTIMED_STEPS, WARM_STEPS = 100, 200  # the first ones are slow: several GPUs find each other; then the speed is taken
-NOISY_SHARE = 4  # one set in this many has noise times from 0.7 to 0.98 only
-SET_BLOCK = NOISY_SHARE * DEGRADED_SHARE * TOGETHER  # images in sets: so many hold one flawed set of high noise
+NOISY_EVERY = 4  # one set in this many has noise times from 0.7 to 0.98 only
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
-def draw_times(b: int, device: torch.device) -> Tensor:
-    """Uniform in (0, 1), but of one set in NOISY_SHARE in [0.7, 0.98], where camera and design are learned.
-
-    The first four runs of the shipped weights had every second set there.
-    """
+def draw_times(b: int, device: torch.device, noisy_every: int) -> Tensor:
+    """Uniform in (0, 1), but of one set in `noisy_every` in [0.7, 0.98], where camera and design are learned."""
     u = torch.rand(b, device=device)
-    high = torch.arange(b, device=device) // TOGETHER % NOISY_SHARE == 0
+    high = torch.arange(b, device=device) // TOGETHER % noisy_every == 0
     return torch.where(high, 0.7 + 0.28 * u, 0.001 + 0.998 * u)
 
 
-def diffusion_loss(network: Network, batch: Batch) -> Tensor:
+def diffusion_loss(network: Network, batch: Batch, noisy_every: int) -> Tensor:
     """Mean squared error of the predicted v at random times."""
-    t = draw_times(len(batch.images), batch.images.device)
+    t = draw_times(len(batch.images), batch.images.device, noisy_every)
     alpha, sigma = (level[:, None, None, None] for level in schedule(t))
     noise = torch.randn_like(batch.images)
     noised = alpha * batch.images + sigma * noise
@@ -110,7 +106,7 @@ class FlatParameters:
 class Trainer:
     """The two captured graphs of a training step, and the tensors that steer them."""
 
-    def __init__(self, network: UNet, data: TrainingData, batch: int, in_sets: int = 0):
+    def __init__(self, network: UNet, data: TrainingData, batch: int, in_sets: int, noisy_every: int):
         self.flat = FlatParameters(network)
         device = self.flat.master.device
         self.lr = torch.zeros((), device=device)
@@ -122,12 +118,12 @@ class Trainer:
             [self.flat.master], lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=True
         )
         compiled = torch.compile(network, dynamic=False)
-        self.backward_graph = capture(lambda: self._backward(compiled, data, batch, in_sets))
+        self.backward_graph = capture(lambda: self._backward(compiled, data, batch, in_sets, noisy_every))
         self.update_graph = capture(self._update)
 
-    def _backward(self, network: Network, data: TrainingData, batch: int, in_sets: int) -> None:
+    def _backward(self, network: Network, data: TrainingData, batch: int, in_sets: int, noisy_every: int) -> None:
         self.flat.gradient.zero_()
-        loss = diffusion_loss(network, draw_batch(data, batch, in_sets))
+        loss = diffusion_loss(network, draw_batch(data, batch, in_sets), noisy_every)
         loss.backward()
         self.loss.lerp_(loss.detach(), 0.01)
 
@@ -229,6 +225,10 @@ def main() -> None:
         "--in-sets", type=int, default=0,
         help=f"so many images of a step in sets of {TOGETHER} views of one object, denoised together (default: 0)",
     )  # fmt: skip
+    parser.add_argument(
+        "--noisy-every", type=int, default=NOISY_EVERY,
+        help=f"one set in so many has noise times from 0.7 to 0.98 only (default: {NOISY_EVERY})",
+    )  # fmt: skip
     parser.add_argument("--lr", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--views", type=int, default=100, help="views of each model at a time on each GPU")
     parser.add_argument("--threads", type=int, help="threads that render; default: all cores, shared by the processes")
@@ -250,9 +250,14 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     """Render, train and save."""
-    if arguments.in_sets % SET_BLOCK or not 0 <= arguments.in_sets <= arguments.batch:
+    if arguments.noisy_every < 1:
+        raise UserError(f"--noisy-every: expected a whole number from 1, got {arguments.noisy_every}")
+    block = (
+        arguments.noisy_every * DEGRADED_SHARE * TOGETHER
+    )  # so many images in sets hold one flawed set of high noise
+    if arguments.in_sets % block or not 0 <= arguments.in_sets <= arguments.batch:
         raise UserError(
-            f"--in-sets: expected a multiple of {SET_BLOCK} up to --batch ({arguments.batch}), got {arguments.in_sets}"
+            f"--in-sets: expected a multiple of {block} up to --batch ({arguments.batch}), got {arguments.in_sets}"
         )
     start, earlier = where_to_start(arguments)
     config = UNetConfig()
@@ -270,8 +275,11 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     own = own_designs(captions, models, data.designs)
     probe = AzimuthProbe.build(models, encoder, torch.device("cuda"), designs=own)
     torch.manual_seed(arguments.seed + 1 + rank)
-    trainer = Trainer(channels_last(network.to("cuda")), data, arguments.batch, arguments.in_sets)
-    options = {name: getattr(arguments, name) for name in ("batch", "in_sets", "lr", "views", "minutes", "seed")}
+    trainer = Trainer(
+        channels_last(network.to("cuda")), data, arguments.batch, arguments.in_sets, arguments.noisy_every
+    )
+    recorded = ("batch", "in_sets", "noisy_every", "lr", "views", "minutes", "seed")
+    options = {name: getattr(arguments, name) for name in recorded}
     together = TOGETHER if arguments.in_sets else 1
     training = {"gpus": world, "models": len(models), **options}
 

@@ -58,7 +58,7 @@ def test_gradients_arrive_in_the_flat_tensor() -> None:
 
 def test_a_quarter_of_the_times_and_some_by_chance_are_high() -> None:
     torch.manual_seed(0)
-    t = draw_times(4000, torch.device("cpu"))
+    t = draw_times(4000, torch.device("cpu"), 4)
     assert 0.0 < float(t.min()) < float(t.max()) < 1.0
     assert 0.42 < float(((t >= 0.7) & (t <= 0.98)).float().mean()) < 0.5  # 1/4 and 0.28 of the rest
     noisy_sets = t.unflatten(0, (-1, TOGETHER))[::4]
@@ -92,7 +92,17 @@ def test_going_on_takes_the_weights_and_the_record_of_how_they_came(tmp_path: Pa
 @pytest.mark.parametrize("in_sets", [64, 384, -128])
 def test_sets_that_do_not_fill_a_step_are_refused(in_sets: int) -> None:
     with pytest.raises(UserError, match=rf"--in-sets: expected a multiple of 128 up to --batch \(256\), got {in_sets}"):
-        run(Namespace(in_sets=in_sets, batch=256), 0, 1)
+        run(Namespace(in_sets=in_sets, batch=256, noisy_every=4), 0, 1)
+
+
+def test_what_fills_a_step_goes_by_the_share_of_noisy_sets() -> None:
+    with pytest.raises(UserError, match=r"--in-sets: expected a multiple of 64 up to --batch \(384\), got 96"):
+        run(Namespace(in_sets=96, batch=384, noisy_every=2), 0, 1)
+    with pytest.raises(UserError, match="--noisy-every: expected a whole number from 1, got 0"):
+        run(Namespace(in_sets=0, batch=384, noisy_every=0), 0, 1)
+    missing = Namespace(in_sets=192, batch=384, noisy_every=2, resume=True, start_from=Path("w"))
+    with pytest.raises(UserError, match="--resume goes on from --out"):  # so 192 were taken, as the shipped weights had
+        run(missing, 0, 1)
 
 
 def test_a_kill_while_weights_are_written_leaves_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
