@@ -61,15 +61,15 @@ double set_plane(const float* vertices, const int32_t* face, FaceLook& look) {
   return length;
 }
 
-// Least luminance that at most a twentieth of the area exceeds, of (luminance, area) pairs; 0 for none. The brightest
-// face alone would not do: one white spot would darken every tint.
+// Least luminance that at most three tenths of the area exceed, of (luminance, area) pairs; 0 for none. The brightest
+// face, or a bright pattern, would darken every tint.
 double bright_luminance(std::vector<std::pair<double, double>> pairs) {
   std::sort(pairs.begin(), pairs.end());
   double total = 0.0, above = 0.0;
   for (const auto& pair : pairs) total += pair.second;
   for (size_t i = pairs.size(); i-- > 0;) {
     above += pairs[i].second;
-    if (above > 0.05 * total || i == 0) return pairs[i].first;
+    if (above > 0.3 * total || i == 0) return pairs[i].first;
   }
   return 0.0;
 }
@@ -89,13 +89,14 @@ void set_channels(const uint8_t* rgb, bool tintable, double bright, FaceLook& lo
 std::vector<FaceLook> face_looks(const float* vertices, const int32_t* faces, int64_t n_faces, const uint8_t* colors,
                                  const uint8_t* tintable) {
   std::vector<FaceLook> looks(n_faces);
-  std::vector<std::pair<double, double>> tintable_faces;  // luminance, area
+  std::vector<std::pair<double, double>> parts[256];  // luminance, area of the faces of each tintable part
   for (int64_t f = 0; f < n_faces; ++f) {
     const double area = set_plane(vertices, faces + 3 * f, looks[f]);
-    if (tintable[f]) tintable_faces.emplace_back(luminance(colors + 3 * f), area);
+    if (tintable[f]) parts[tintable[f]].emplace_back(luminance(colors + 3 * f), area);
   }
-  const double bright = bright_luminance(std::move(tintable_faces));
-  for (int64_t f = 0; f < n_faces; ++f) set_channels(colors + 3 * f, tintable[f] != 0, bright, looks[f]);
+  double bright[256];
+  for (int part = 0; part < 256; ++part) bright[part] = bright_luminance(std::move(parts[part]));
+  for (int64_t f = 0; f < n_faces; ++f) set_channels(colors + 3 * f, tintable[f] != 0, bright[tintable[f]], looks[f]);
   return looks;
 }
 
@@ -160,9 +161,9 @@ NB_EXPORT int rasterize_f32(const float* positions, const int32_t* faces, int64_
   return 0;
 }
 
-// vertices [v, 3] world, faces [f, 3] with indices in range, face_colors [f, 3], face_tintable [f] (0 or 1),
+// vertices [v, 3] world, faces [f, 3] with indices in range, face_colors [f, 3], face_tintable [f] (the part's number, 0: none),
 // c2w [n, 4, 4], fovy_rad [n] -> out [n, 8, size, size], premultiplied by coverage:
-// 0-2 shaded rgb of the other faces, 3-5 shaded rgb of the tintable ones, 6 their shade x luminance relative to their bright part, 7 alpha.
+// 0-2 shaded rgb of the other faces, 3-5 shaded rgb of the tintable ones, 6 their shade x luminance relative to the bright end of their part, 7 alpha.
 NB_EXPORT int render_views_f32(const float* vertices, int64_t n_vertices, const int32_t* faces, int64_t n_faces,
                                 const uint8_t* face_colors, const uint8_t* face_tintable, const float* c2w,
                                 const float* fovy_rad, int64_t n_views, int64_t size, int64_t supersample,

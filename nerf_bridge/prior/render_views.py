@@ -35,7 +35,7 @@ def render_views(
         vertices: [v, 3] world.
         faces: [f, 3] vertex indices, winding of no matter. Where two faces are equally near, the lower index is seen.
         face_colors: [f, 3] sRGB 0..255.
-        face_tintable: [f], not 0 where the face belongs to the part that takes another colour.
+        face_tintable: [f], the number of the face's part among those that take another colour; 0 in none.
         c2w: [n, 4, 4] OpenGL cameras to world.
         fovy_rad: [n] full field of view.
         size: pixels across the square image.
@@ -44,7 +44,7 @@ def render_views(
     Returns:
         [n, 8, size, size] 0..255, row 0 at the top, premultiplied by coverage: 0-2 shaded colour of the faces that are
         not tintable, 3-5 shaded colour of the tintable ones, 6 their shade times their luminance relative to that
-        which only a twentieth of their area exceeds, at most 1, 7 coverage of all faces.
+        which only three tenths of their part's area exceed, at most 1, 7 coverage of all faces.
     Raises:
         ValueError: wrong shapes, indices out of range, or a size, supersample or n_threads out of range.
         UserError: the C++ kernels cannot be loaded; says why and the remedy.

@@ -102,8 +102,20 @@ def test_relative_luminance_of_the_tintable_part() -> None:
 
 
 @pytest.mark.compiler
+def test_each_tintable_part_has_its_own_bright_end() -> None:
+    """The dark half of the above as a part of its own takes the tint as fully as the bright one."""
+    vertices = np.array([[-0.8, 0, -0.8], [0, 0, -0.8], [0, 0, 0.8], [-0.8, 0, 0.8], [0.8, 0, -0.8], [0.8, 0, 0.8]])
+    faces = np.array([[0, 1, 2], [0, 2, 3], [1, 4, 5], [1, 5, 2]])
+    colors = np.array([[100, 50, 0], [100, 50, 0], [200, 100, 0], [200, 100, 0]], np.uint8)
+    view, parts = cameras((0.0, 0.0)), np.array([2, 2, 1, 1], np.uint8)
+    image = render_views(vertices, faces, colors, parts, view.c2w.numpy(), view.fovy_rad.numpy())[0]
+    shade = 0.775 + 0.225 * 0.5 / math.sqrt(0.98)
+    assert abs(image[6, 32, 24] - 255 * shade) <= 1 and abs(image[6, 32, 40] - 255 * shade) <= 1
+
+
+@pytest.mark.compiler
 def test_a_small_bright_spot_does_not_darken_every_tint() -> None:
-    """What a twentieth of the tintable area exceeds counts as white; a spot that is not tintable not at all."""
+    """What three tenths of a part exceed takes the tint as it is; a spot that is not tintable counts not at all."""
     vertices, spot = box((0, 0, 0), 0.3), box((0, -0.3, 0.2), 0.04)
     faces = np.concatenate([BOX_FACES, BOX_FACES + 8]).astype(np.int32)
     colors = np.repeat(np.array([[100, 100, 100], [250, 250, 250]], np.uint8), 12, axis=0)

@@ -51,7 +51,7 @@ def test_visible_pixels_grow_with_the_face():
 
 def test_glass_is_tinted_only_when_there_is_little_else():
     window = painted(
-        [((0.9, 0.1, 0.9), (0, 0, 0), BLUE, "pane", True), ((0.9, 0.1, 0.5), (0, 0, 0.9), RED, "frame", False)]
+        [((0.9, 0.1, 0.9), (0, 0, 0), BLUE, "pane", True), ((0.9, 0.1, 0.7), (0, 0, 0.9), RED, "frame", False)]
     )
     seen = face_areas(window.vertices, window.faces)
     assert not tintable_faces(window, seen)[window.materials == 0].any()
@@ -62,16 +62,30 @@ def test_glass_is_tinted_only_when_there_is_little_else():
     assert tintable_faces(bottle, seen)[bottle.materials == 0].all()
 
 
-def test_skin_is_never_tinted():
-    mesh = painted([((1, 1, 1), (0, 0, 0), OAK, "Skin_Body", False), ((0.5, 1, 1), (1, 0, 0), BLUE, "coat", False)])
-    tintable = tintable_faces(mesh, face_areas(mesh.vertices, mesh.faces))
-    assert not tintable[mesh.materials == 0].any() and tintable[mesh.materials == 1].all()
-
-
 def test_like_colours_are_tinted_together():
     near = tuple(channel + 0.03 for channel in RED)
     mesh = painted([((1, 1, 0.5), (0, 0, 0), RED, "seat", False), ((1, 0.3, 1), (0, 0.6, 0), near, "back", False)])
     assert tintable_faces(mesh, face_areas(mesh.vertices, mesh.faces)).all()
+
+
+def test_materials_are_added_until_most_of_what_shows_is_tinted():
+    def parts(*widths):
+        colours = (RED, BLUE, OAK, (0.9, 0.9, 0.9), (0.1, 0.1, 0.1))
+        sides = [((0.5, width, 0.5), (0.6 * k, 0, 0), colours[k], f"m{k}", False) for k, width in enumerate(widths)]
+        mesh = painted(sides)
+        found = tintable_faces(mesh, np.array(widths)[mesh.materials])  # all boxes have as many faces
+        return [int(found[mesh.materials == k].max()) for k in range(len(widths))]
+
+    assert parts(0.61, 0.39) == [1, 0]
+    assert parts(0.2, 0.45, 0.35) == [0, 1, 2]
+    assert parts(0.12, 0.33, 0.29, 0.26) == [0, 1, 2, 0]
+    assert parts(0.2, 0.2, 0.2, 0.2, 0.2) == [0, 0, 0, 0, 0]  # of too many colours
+
+
+def test_the_own_colour_is_that_of_the_first_part():
+    mesh = painted([((1, 1, 1), (0, 0, 0), RED, "a", False), ((1, 1, 1), (2, 0, 0), BLUE, "b", False)])
+    seen = np.where(mesh.materials == 0, 0.8, 0.2)
+    assert own_colour_word(mesh, np.where(mesh.materials == 0, 1, 2), seen) == "red"
 
 
 @pytest.mark.parametrize(("material", "word"), [("oak.001 plank.jpg", "wooden"), ("paint", "brown")])

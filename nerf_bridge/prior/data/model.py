@@ -23,7 +23,7 @@ class LibraryModel:
         vertices: [v, 3] float32, box centred at the origin, half box diagonal 0.9.
         faces: [f, 3] int32, either winding.
         face_colors: [f, 3] uint8, sRGB base colour of each face.
-        face_tintable: [f] uint8, 1 where a tint replaces the base colour.
+        face_tintable: [f] uint8, the number of the face's part where a tint replaces the base colour, else 0.
         base_colour_word: the untinted model's own colour where it is unmistakable, else None.
         holdout: True when the model is kept out of training (see ``data/prior/holdout.json``).
     """

@@ -33,7 +33,7 @@ from nerf_bridge.run.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _STEPS = 65535
 _TEXT_FIELDS = ("name", "noun", "article", "category", "creator", "licence", "base_colour_word", "holdout")
 
@@ -56,7 +56,7 @@ def pack_library(models: Sequence[LibraryModel], path: Path) -> None:
         vertices=_split_bytes(_differences(np.concatenate([vertices for vertices, _ in ordered]))),
         faces=_split_bytes(_differences(np.concatenate([faces for _, faces in ordered]))),
         colors=_differences(np.concatenate([model.face_colors for model in models])).T.copy(),
-        tintable=np.packbits(np.concatenate([model.face_tintable for model in models])),
+        tintable=np.concatenate([model.face_tintable for model in models]),
     )
     write_bytes(Path(path), buffer.getvalue())
 
@@ -86,7 +86,7 @@ def load_library(path: Path) -> list[LibraryModel]:
     vertices = _sums(_join_bytes(arrays["vertices"]))
     faces = _sums(_join_bytes(arrays["faces"])).astype(np.int32)
     colors = _sums(np.ascontiguousarray(arrays["colors"].T))
-    tintable = np.unpackbits(arrays["tintable"])[: len(faces)]
+    tintable = arrays["tintable"]
     positions = vertices.astype(np.float32) / _STEPS * (2 * HALF_DIAGONAL) - HALF_DIAGONAL
     vertex_ends = np.cumsum(arrays["vertex_counts"])
     face_ends = np.cumsum(arrays["face_counts"])

@@ -10,32 +10,45 @@ from nerf_bridge.prior.data.colours import dominant_colour_word
 from nerf_bridge.prior.data.surface import PaintedMesh
 
 SAME_COLOUR = 0.13  # materials whose mean colours differ less (Euclidean, 0..1) are tinted together
-MIN_SHARE = 0.25  # of all that shows; below it a tint would not be seen as the object's colour
-_SKIN = ("skin", "hair", "face", "head", "body", "eye", "flesh", "hand")
+MIN_SHARE = 0.25  # of all that shows: what is seen most must have so much, or the object has too many colours to tint
+ENOUGH = 0.6  # of all that shows: materials are added until so much is tinted
+LEAST = 0.4  # of all that shows; a tint on less would not be seen as the object's colour
 _WOOD = ("wood", "oak", "teak", "pine", "madera", "bois", "holz", "walnut", "birch", "beech", "cherry", "haya", "roble")
 
 
 def tintable_faces(painted: PaintedMesh, seen: np.ndarray) -> np.ndarray:
-    """Mark the material that is seen most and those that share its colour; glass only where all else shows too little.
+    """Mark the material that is seen most and those that share its colour, and while these show less than ENOUGH, the
+    next ones in the same way; glass only where all else shows too little. People are taken out later, by their noun.
 
     Args:
         painted: a mesh with face colours and materials; seen: [f] how much of each face shows.
 
     Returns:
-        [f] uint8, all zero when no material shows enough.
+        [f] uint8: 1 for the material that is seen most and its like, 2 for the next, and so on; 0 where a face keeps
+        its colour. All zero when no material shows enough.
     """
     n = len(painted.material_names)
     area = np.bincount(painted.materials, weights=seen, minlength=n)
     sums = [np.bincount(painted.materials, weights=seen * painted.colors[:, k], minlength=n) for k in range(3)]
     color = np.stack(sums, axis=1) / np.maximum(area, 1e-12)[:, None]
-    skin = np.array([any(word in name.lower() for word in _SKIN) for name in painted.material_names])
-    for allowed in (~skin & ~painted.is_glass & (area > 0), ~skin & (area > 0)):
-        if allowed.any():
-            main = int(np.argmax(np.where(allowed, area, -1.0)))
-            chosen = allowed & (np.linalg.norm(color - color[main], axis=1) < SAME_COLOUR)
-            if area[chosen].sum() >= MIN_SHARE * area.sum():
-                return chosen[painted.materials].astype(np.uint8)
+    for allowed in (~painted.is_glass & (area > 0), area > 0):
+        parts = _parts(area, color, allowed)
+        first, tinted = area[parts == 1].sum(), area[parts > 0].sum()
+        if first >= MIN_SHARE * area.sum() and tinted >= LEAST * area.sum() > 0:
+            return parts[painted.materials]
     return np.zeros(len(painted.faces), dtype=np.uint8)
+
+
+def _parts(area: np.ndarray, color: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Number [n] uint8 of each material's part, from 1 on by what shows, until the parts are ENOUGH; 0: in none."""
+    parts = np.zeros(len(area), dtype=np.uint8)
+    for number in range(1, 256):
+        free = allowed & (parts == 0)
+        if not free.any() or area[parts > 0].sum() >= ENOUGH * area.sum():
+            break
+        main = int(np.argmax(np.where(free, area, -1.0)))
+        parts[free & (np.linalg.norm(color - color[main], axis=1) < SAME_COLOUR)] = number
+    return parts
 
 
 def own_colour_word(painted: PaintedMesh, tintable: np.ndarray, seen: np.ndarray) -> str | None:
@@ -47,7 +60,7 @@ def own_colour_word(painted: PaintedMesh, tintable: np.ndarray, seen: np.ndarray
     Returns:
         A word of the tint table, or None.
     """
-    main = np.where(tintable > 0, seen, 0)
+    main = np.where(tintable == 1, seen, 0)
     if main.sum() >= 0.5 * seen.sum() > 0:
         if _is_wooden(painted, main):
             return "wooden"
