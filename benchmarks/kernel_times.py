@@ -151,7 +151,7 @@ def rows_of(case: str, found: Iterable[tuple[str, float]], repetitions: int) -> 
     """Kernels by what they take, from names and microseconds of all launches; torch's own are one row, the last."""
     microseconds: dict[str, list[float]] = {}
     for name, took in found:
-        own = "at::" in name or "at_cuda" in name or name.startswith(("Memset", "Memcpy"))
+        own = any(part in name for part in ("at::", "at_cuda", "_vectorized")) or name.startswith(("Memset", "Memcpy"))
         microseconds.setdefault(TORCHS_OWN if own else plain_name(name), []).append(took)
     order = sorted(microseconds, key=lambda name: (name == TORCHS_OWN, -sum(microseconds[name])))
     return [

@@ -61,8 +61,8 @@ double set_plane(const float* vertices, const int32_t* face, FaceLook& look) {
   return length;
 }
 
-// Least luminance that at most three tenths of the area exceed, of (luminance, area) pairs; 0 for none. The brightest
-// face, or a bright pattern, would darken every tint.
+// Least luminance that at most three tenths of the area exceed, of (luminance, area) pairs, seen or not; 0 for none. The
+// brightest face, or a bright pattern, would darken every tint.
 double bright_luminance(std::vector<std::pair<double, double>> pairs) {
   std::sort(pairs.begin(), pairs.end());
   double total = 0.0, above = 0.0;
@@ -163,7 +163,8 @@ NB_EXPORT int rasterize_f32(const float* positions, const int32_t* faces, int64_
 
 // vertices [v, 3] world, faces [f, 3] with indices in range, face_colors [f, 3], face_tintable [f] (the part's number, 0: none),
 // c2w [n, 4, 4], fovy_rad [n] -> out [n, 8, size, size], premultiplied by coverage:
-// 0-2 shaded rgb of the other faces, 3-5 shaded rgb of the tintable ones, 6 their shade x luminance relative to the bright end of their part, 7 alpha.
+// 0-2 shaded rgb of the other faces, 3-5 shaded rgb of the tintable ones, 6 their shade x luminance relative to the bright end
+// of their part, 7 alpha.
 NB_EXPORT int render_views_f32(const float* vertices, int64_t n_vertices, const int32_t* faces, int64_t n_faces,
                                 const uint8_t* face_colors, const uint8_t* face_tintable, const float* c2w,
                                 const float* fovy_rad, int64_t n_views, int64_t size, int64_t supersample,

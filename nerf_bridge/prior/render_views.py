@@ -44,7 +44,7 @@ def render_views(
     Returns:
         [n, 8, size, size] 0..255, row 0 at the top, premultiplied by coverage: 0-2 shaded colour of the faces that are
         not tintable, 3-5 shaded colour of the tintable ones, 6 their shade times their luminance relative to that
-        which only three tenths of their part's area exceed, at most 1, 7 coverage of all faces.
+        at the 70th percentile of their part's area, at most 1, 7 coverage of all faces.
     Raises:
         ValueError: wrong shapes, indices out of range, or a size, supersample or n_threads out of range.
         UserError: the C++ kernels cannot be loaded; says why and the remedy.

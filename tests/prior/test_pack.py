@@ -16,6 +16,8 @@ from nerf_bridge.prior.data.primitives import build_primitives
 
 def test_round_trip(tmp_path):
     models = build_primitives(0, n_single=8, n_pairs=8)
+    parts = np.resize(np.array([0, 1, 2, 255], np.uint8), len(models[0].faces))
+    models[0] = replace(models[0], face_tintable=parts)
     path = tmp_path / "library.npz"
     pack_library(models, path)
     for before, after in zip(models, load_library(path), strict=True):
@@ -43,9 +45,12 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no packed library"):
         load_library(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    pack_library(build_primitives(0, n_single=1, n_pairs=0), tmp_path / "older.npz")
+    with np.load(tmp_path / "older.npz") as packed:
+        np.savez(tmp_path / "older.npz", **(dict(packed) | {"format": np.array([1])}))
     (tmp_path / "words.npz").write_text("no archive")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:100])
-    for name in ("other.npz", "words.npz", "cut.npz"):
+    for name in ("other.npz", "older.npz", "words.npz", "cut.npz"):
         with pytest.raises(UserError, match="not a packed library"):
             load_library(tmp_path / name)
 

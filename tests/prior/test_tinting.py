@@ -55,6 +55,11 @@ def test_glass_is_tinted_only_when_there_is_little_else():
     )
     seen = face_areas(window.vertices, window.faces)
     assert not tintable_faces(window, seen)[window.materials == 0].any()
+    mostly_pane = painted(
+        [((0.9, 0.1, 0.9), (0, 0, 0), BLUE, "pane", True), ((0.9, 0.1, 0.5), (0, 0, 0.9), RED, "frame", False)]
+    )
+    parts = tintable_faces(mostly_pane, face_areas(mostly_pane.vertices, mostly_pane.faces))
+    assert (parts == (mostly_pane.materials == 0)).all()
     bottle = painted(
         [((0.5, 0.5, 0.9), (0, 0, 0), BLUE, "glass", True), ((0.1, 0.1, 0.05), (0, 0, 0.9), RED, "cork", False)]
     )
@@ -69,12 +74,11 @@ def test_like_colours_are_tinted_together():
 
 
 def test_materials_are_added_until_most_of_what_shows_is_tinted():
-    def parts(*widths):
+    def parts(*shares):
         colours = (RED, BLUE, OAK, (0.9, 0.9, 0.9), (0.1, 0.1, 0.1))
-        sides = [((0.5, width, 0.5), (0.6 * k, 0, 0), colours[k], f"m{k}", False) for k, width in enumerate(widths)]
-        mesh = painted(sides)
-        found = tintable_faces(mesh, np.array(widths)[mesh.materials])  # all boxes have as many faces
-        return [int(found[mesh.materials == k].max()) for k in range(len(widths))]
+        mesh = painted([((1, 1, 1), (2 * k, 0, 0), colours[k], f"m{k}", False) for k in range(len(shares))])
+        found = tintable_faces(mesh, np.array(shares)[mesh.materials])  # all boxes have as many faces
+        return [int(found[mesh.materials == k].max()) for k in range(len(shares))]
 
     assert parts(0.61, 0.39) == [1, 0]
     assert parts(0.2, 0.45, 0.35) == [0, 1, 2]

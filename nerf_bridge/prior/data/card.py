@@ -37,7 +37,7 @@ and on no other images. Its text encoder, all-MiniLM-L6-v2 (Apache-2.0), was tra
 ## What was changed
 
 Models were scaled, turned to a common front, reduced to a few thousand faces and given one colour for each face;
-textures were averaged over faces; glass became a pale surface. In training images the part of the largest material
+textures were averaged over faces; glass became a pale surface. In training images what shows most of a model
 also appears in other colours. Left out: plugs, switches, marks on roads, and what covers less than 2 % of an image.
 
 ## What it is for, and its limits

@@ -12,29 +12,30 @@ from nerf_bridge.prior.data.surface import PaintedMesh
 SAME_COLOUR = 0.13  # materials whose mean colours differ less (Euclidean, 0..1) are tinted together
 MIN_SHARE = 0.25  # of all that shows: what is seen most must have so much, or the object has too many colours to tint
 ENOUGH = 0.6  # of all that shows: materials are added until so much is tinted
-LEAST = 0.4  # of all that shows; a tint on less would not be seen as the object's colour
+LEAST = 0.4  # of all that shows: where all but glass is less, glass is taken like the rest
 _WOOD = ("wood", "oak", "teak", "pine", "madera", "bois", "holz", "walnut", "birch", "beech", "cherry", "haya", "roble")
 
 
 def tintable_faces(painted: PaintedMesh, seen: np.ndarray) -> np.ndarray:
     """Mark the material that is seen most and those that share its colour, and while these show less than ENOUGH, the
-    next ones in the same way; glass only where all else shows too little. People are taken out later, by their noun.
+    next ones in the same way. Glass keeps its colour, unless all else shows less than LEAST: then it is a material like
+    the others, and may be the only one. People are taken out later, by their noun.
 
     Args:
         painted: a mesh with face colours and materials; seen: [f] how much of each face shows.
 
     Returns:
         [f] uint8: 1 for the material that is seen most and its like, 2 for the next, and so on; 0 where a face keeps
-        its colour. All zero when no material shows enough.
+        its colour. All zero when what is seen most shows less than MIN_SHARE.
     """
-    n = len(painted.material_names)
+    n, total = len(painted.material_names), seen.sum()
     area = np.bincount(painted.materials, weights=seen, minlength=n)
     sums = [np.bincount(painted.materials, weights=seen * painted.colors[:, k], minlength=n) for k in range(3)]
     color = np.stack(sums, axis=1) / np.maximum(area, 1e-12)[:, None]
     for allowed in (~painted.is_glass & (area > 0), area > 0):
         parts = _parts(area, color, allowed)
         first, tinted = area[parts == 1].sum(), area[parts > 0].sum()
-        if first >= MIN_SHARE * area.sum() and tinted >= LEAST * area.sum() > 0:
+        if total > 0 and first >= MIN_SHARE * total and tinted >= LEAST * total:
             return parts[painted.materials]
     return np.zeros(len(painted.faces), dtype=np.uint8)
 
