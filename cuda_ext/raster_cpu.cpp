@@ -161,8 +161,8 @@ NB_EXPORT int rasterize_f32(const float* positions, const int32_t* faces, int64_
   return 0;
 }
 
-// vertices [v, 3] world, faces [f, 3] with indices in range, face_colors [f, 3], face_tintable [f] (the part's number, 0: none),
-// c2w [n, 4, 4], fovy_rad [n] -> out [n, 8, size, size], premultiplied by coverage:
+// vertices [v, 3] world, faces [f, 3] with indices in range, face_colors [f, 3], face_tintable [f] (the part's number, 0:
+// none), c2w [n, 4, 4], fovy_rad [n] -> out [n, 8, size, size], premultiplied by coverage:
 // 0-2 shaded rgb of the other faces, 3-5 shaded rgb of the tintable ones, 6 their shade x luminance relative to the bright end
 // of their part, 7 alpha.
 NB_EXPORT int render_views_f32(const float* vertices, int64_t n_vertices, const int32_t* faces, int64_t n_faces,

@@ -252,9 +252,7 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     """Render, train and save."""
     if arguments.noisy_every < 1:
         raise UserError(f"--noisy-every: expected a whole number from 1, got {arguments.noisy_every}")
-    block = (
-        arguments.noisy_every * DEGRADED_SHARE * TOGETHER
-    )  # so many images in sets hold one flawed set of high noise
+    block = arguments.noisy_every * DEGRADED_SHARE * TOGETHER  # images in sets that hold one flawed set of high noise
     if arguments.in_sets % block or not 0 <= arguments.in_sets <= arguments.batch:
         raise UserError(
             f"--in-sets: expected a multiple of {block} up to --batch ({arguments.batch}), got {arguments.in_sets}"

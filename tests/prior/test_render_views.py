@@ -85,12 +85,18 @@ def test_coverage_of_a_square_is_its_area() -> None:
     np.testing.assert_allclose(image[0], image[7] * shade, atol=1.01)  # premultiplied
 
 
-@pytest.mark.compiler
-def test_relative_luminance_of_the_tintable_part() -> None:
-    """Channel 6 is 1 (times shade) for the brightest tintable face, and the ratio of luminances for the others."""
+def two_halves() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertices, faces and colours of a square across the view, its right half twice as bright as its left one."""
     vertices = np.array([[-0.8, 0, -0.8], [0, 0, -0.8], [0, 0, 0.8], [-0.8, 0, 0.8], [0.8, 0, -0.8], [0.8, 0, 0.8]])
     faces = np.array([[0, 1, 2], [0, 2, 3], [1, 4, 5], [1, 5, 2]])
     colors = np.array([[100, 50, 0], [100, 50, 0], [200, 100, 0], [200, 100, 0]], np.uint8)
+    return vertices, faces, colors
+
+
+@pytest.mark.compiler
+def test_relative_luminance_of_the_tintable_part() -> None:
+    """Channel 6 is 1 (times shade) for the brightest tintable face, and the ratio of luminances for the others."""
+    vertices, faces, colors = two_halves()
     view = cameras((0.0, 0.0))
     image = render_views(vertices, faces, colors, np.ones(4, np.uint8), view.c2w.numpy(), view.fovy_rad.numpy())[0]
     shade = 0.775 + 0.225 * 0.5 / math.sqrt(0.98)
@@ -104,9 +110,7 @@ def test_relative_luminance_of_the_tintable_part() -> None:
 @pytest.mark.compiler
 def test_each_tintable_part_has_its_own_bright_end() -> None:
     """The dark half of the above as a part of its own takes the tint as fully as the bright one."""
-    vertices = np.array([[-0.8, 0, -0.8], [0, 0, -0.8], [0, 0, 0.8], [-0.8, 0, 0.8], [0.8, 0, -0.8], [0.8, 0, 0.8]])
-    faces = np.array([[0, 1, 2], [0, 2, 3], [1, 4, 5], [1, 5, 2]])
-    colors = np.array([[100, 50, 0], [100, 50, 0], [200, 100, 0], [200, 100, 0]], np.uint8)
+    vertices, faces, colors = two_halves()
     view, parts = cameras((0.0, 0.0)), np.array([2, 2, 1, 1], np.uint8)
     image = render_views(vertices, faces, colors, parts, view.c2w.numpy(), view.fovy_rad.numpy())[0]
     shade = 0.775 + 0.225 * 0.5 / math.sqrt(0.98)

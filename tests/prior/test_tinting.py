@@ -50,14 +50,13 @@ def test_visible_pixels_grow_with_the_face():
 
 
 def test_glass_is_tinted_only_when_there_is_little_else():
-    window = painted(
-        [((0.9, 0.1, 0.9), (0, 0, 0), BLUE, "pane", True), ((0.9, 0.1, 0.7), (0, 0, 0.9), RED, "frame", False)]
-    )
-    seen = face_areas(window.vertices, window.faces)
-    assert not tintable_faces(window, seen)[window.materials == 0].any()
-    mostly_pane = painted(
-        [((0.9, 0.1, 0.9), (0, 0, 0), BLUE, "pane", True), ((0.9, 0.1, 0.5), (0, 0, 0.9), RED, "frame", False)]
-    )
+    def window(frame_height):
+        pane, frame = ((0.9, 0.1, 0.9), (0, 0, 0), BLUE, "pane", True), (0.9, 0.1, frame_height)
+        return painted([pane, (frame, (0, 0, 0.9), RED, "frame", False)])
+
+    half_frame, mostly_pane = window(0.7), window(0.5)
+    seen = face_areas(half_frame.vertices, half_frame.faces)
+    assert not tintable_faces(half_frame, seen)[half_frame.materials == 0].any()
     parts = tintable_faces(mostly_pane, face_areas(mostly_pane.vertices, mostly_pane.faces))
     assert (parts == (mostly_pane.materials == 0)).all()
     bottle = painted(

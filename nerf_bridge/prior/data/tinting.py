@@ -28,26 +28,28 @@ def tintable_faces(painted: PaintedMesh, seen: np.ndarray) -> np.ndarray:
         [f] uint8: 1 for the material that is seen most and its like, 2 for the next, and so on; 0 where a face keeps
         its colour. All zero when what is seen most shows less than MIN_SHARE.
     """
-    n, total = len(painted.material_names), seen.sum()
+    n, nothing = len(painted.material_names), np.zeros(len(painted.faces), dtype=np.uint8)
     area = np.bincount(painted.materials, weights=seen, minlength=n)
+    if area.sum() == 0:
+        return nothing
+    share = area / area.sum()
     sums = [np.bincount(painted.materials, weights=seen * painted.colors[:, k], minlength=n) for k in range(3)]
     color = np.stack(sums, axis=1) / np.maximum(area, 1e-12)[:, None]
-    for allowed in (~painted.is_glass & (area > 0), area > 0):
-        parts = _parts(area, color, allowed)
-        first, tinted = area[parts == 1].sum(), area[parts > 0].sum()
-        if total > 0 and first >= MIN_SHARE * total and tinted >= LEAST * total:
+    for allowed in (~painted.is_glass & (share > 0), share > 0):
+        parts = _parts(share, color, allowed)
+        if share[parts == 1].sum() >= MIN_SHARE and share[parts > 0].sum() >= LEAST:
             return parts[painted.materials]
-    return np.zeros(len(painted.faces), dtype=np.uint8)
+    return nothing
 
 
-def _parts(area: np.ndarray, color: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+def _parts(share: np.ndarray, color: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """Number [n] uint8 of each material's part, from 1 on by what shows, until the parts are ENOUGH; 0: in none."""
-    parts = np.zeros(len(area), dtype=np.uint8)
+    parts = np.zeros(len(share), dtype=np.uint8)
     for number in range(1, 256):
         free = allowed & (parts == 0)
-        if not free.any() or area[parts > 0].sum() >= ENOUGH * area.sum():
+        if not free.any() or share[parts > 0].sum() >= ENOUGH:
             break
-        main = int(np.argmax(np.where(free, area, -1.0)))
+        main = int(np.argmax(np.where(free, share, -1.0)))
         parts[free & (np.linalg.norm(color - color[main], axis=1) < SAME_COLOUR)] = number
     return parts
 
