@@ -53,11 +53,14 @@ PEER, PEER_GIB = "threestudio-style step", {"64": 4.5, "512": 41.0}  # measured 
 CASES: dict[str, tuple[str, int, int | None]] = {  # preset, pixels of a view, rung (None: as the preset says)
     "8gb_64": ("8gb", 64, None),
     "8gb_256": ("8gb", 256, None),
+    "8gb_64_to_256": ("8gb", 256, None),
     "12gb_384": ("12gb", 384, None),
     "24gb_512": ("24gb", 512, None),
     "80gb_512": ("80gb", 512, None),
     **{f"rung_{rung.name}_512": ("auto", 512, i) for i, rung in enumerate(RUNGS)},
 }
+
+EARLY_SIZE = {"8gb_64_to_256": 64}  # pixels of a view in the first half of the steps, where the case grows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -120,8 +123,11 @@ def run(options: argparse.Namespace, device: torch.device) -> dict:
 
 
 def case_config(name: str, model: Path, options: argparse.Namespace) -> GenerateConfig:
-    """The settings of `published-3d` at one size of views; stage two is the second half of the steps."""
+    """The settings of `published-3d` at one size of views, or growing; stage two is the second half of the steps."""
     memory, size, _ = CASES[name]
+    early = {"early_size": None}
+    if name in EARLY_SIZE:
+        early = {"early_size": max(EARLY_SIZE[name] // options.shrink, 16), "early_until": 0.5}
     changes = {
         "prompt": "a green armchair",
         "prior": str(model),
@@ -129,7 +135,7 @@ def case_config(name: str, model: Path, options: argparse.Namespace) -> Generate
         "steps": options.steps,
         "checkpoint_every": options.steps,
         "preview_every": options.steps,
-        "render": {"size": max(size // options.shrink, 16), "early_size": None},
+        "render": {"size": max(size // options.shrink, 16), **early},
         "guidance": {"bridge_from": 0.5},
         "model": {"compile": "on"},
     }

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from nerf_bridge.prior.data.captions import CaptionTable
 from nerf_bridge.prior.data.colours import tint_distribution
 from nerf_bridge.prior.data.design_masks import design_masks
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.primitives import CATEGORY as PRIMITIVES
-from nerf_bridge.prior.degrade import FLAWS, degrade, draw_flaws
+from nerf_bridge.prior.degrade import FLAWS, degrade, distilled, draw_flaws
 from nerf_bridge.prior.designs import DESIGNS, add_designs, design_vectors
 from nerf_bridge.prior.text import TextEncoder
 from nerf_bridge.prior.unet import TOGETHER, Condition, camera_features, ray_map
@@ -25,6 +26,7 @@ DEGRADED_SHARE = 8  # one image in this many is degraded
 PAIR_REPEATS = 2
 TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.08
 DESIGN_TOLD = 0.8  # of the images with words
+OTHER_WORD, BRIGHTNESS = 0.5, (0.35, 1.1)  # of a colour gone astray: share in another word's, and how bright it is
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,15 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images [b, 3, s, s] in -1..1 and what the network is told of them."""
+    """Images [b, 3, s, s] in -1..1 and what the network is told of them.
+
+    Attributes:
+        astray: the images, or what a run might have made of them, [b, 3, s, s]: this is what is noised at all but low
+            noise, and the image is the answer, so that words win where they disagree with what is seen.
+    """
 
     images: Tensor
+    astray: Tensor
     condition: Condition
 
 
@@ -105,12 +113,13 @@ def draw_repeats(models: Sequence[LibraryModel]) -> list[int]:
     ]
 
 
-def draw_batch(data: TrainingData, b: int, in_sets: int = 0) -> Batch:
+def draw_batch(data: TrainingData, b: int, in_sets: int = 0, astray_every: int = 0) -> Batch:
     """Draw models, views, tints, backgrounds and captions; one in DEGRADED_SHARE images is degraded.
 
     Args:
         in_sets: so many of the images, the first ones, come in sets of TOGETHER: views of one model in one tint and
             state, told in the same words. A multiple of TOGETHER.
+        astray_every: one set in this many goes astray if it is not degraded and has words; 0: none.
     """
     device = data.draw.device
     leader = torch.arange(b, device=device)  # whose draws an image has
@@ -127,12 +136,23 @@ def draw_batch(data: TrainingData, b: int, in_sets: int = 0) -> Batch:
     tint = tint[leader] * data.usable[models, tint[leader]]
     caption, designs = data.captions[models, tint, state, variant], data.designs[models, tint, state, variant]
     spread = data.tint_spread[tint - 1] * torch.randn(b, 3, device=device)[leader]
+    lost = astray_rows(b, in_sets, astray_every, device)
+    spread[lost] = 0  # what was astray comes back to the colour that the word means
     background = random_backgrounds(b, device)
-    images = compose(data.views.layers[rows], (data.tint_mean[tint - 1] + spread).clamp(0, 1), tint > 0, background)
-    strength = torch.rand(b, device=device)[leader][flawed]
-    images[flawed] = degrade(images[flawed], state[flawed] - 1, strength)
+    colour = (data.tint_mean[tint - 1] + spread).clamp(0, 1)
+    images = compose(data.views.layers[rows], colour, tint > 0, background)
+    strength = torch.rand(b, device=device)[leader]
+    images[flawed] = degrade(images[flawed], state[flawed] - 1, strength[flawed])
     condition = draw_condition(data, rows, caption, designs, background, leader)
-    return Batch(2 * images - 1, replace(condition, in_sets=in_sets))
+    astray = images
+    if astray_every:
+        recolour = (astray_colours(data, models, tint, leader) - colour) * (tint > 0)[:, None]
+        weight = patches(leader, images.shape[-1])
+        layers = data.views.layers[rows[lost]]
+        there = go_astray(images[lost], layers, recolour[lost], weight[lost], strength[lost])
+        told = condition.text_mask[lost].any(1)
+        astray = images.index_copy(0, lost, torch.where(told[:, None, None, None], there, images[lost]))
+    return Batch(2 * images - 1, 2 * astray - 1, replace(condition, in_sets=in_sets))
 
 
 def degraded_rows(b: int, in_sets: int, device: torch.device) -> Tensor:
@@ -140,6 +160,53 @@ def degraded_rows(b: int, in_sets: int, device: torch.device) -> Tensor:
     rows = torch.arange(b, device=device)
     of_sets = in_sets // (DEGRADED_SHARE * TOGETHER) * TOGETHER
     return torch.cat([rows[:of_sets], rows[in_sets : in_sets + (b - in_sets) // DEGRADED_SHARE]])
+
+
+def astray_rows(b: int, in_sets: int, astray_every: int, device: torch.device) -> Tensor:
+    """Which of b images go astray: the last set of every `astray_every` that are not degraded; 0: none."""
+    rows = torch.arange(b, device=device)
+    if not astray_every:
+        return rows[:0]
+    period = astray_every * TOGETHER
+    of_sets = rows[in_sets // (DEGRADED_SHARE * TOGETHER) * TOGETHER : in_sets]
+    single = rows[in_sets + (b - in_sets) // DEGRADED_SHARE :]
+    parts = [part[: len(part) // period * period].unflatten(0, (-1, period)) for part in (of_sets, single)]
+    return torch.cat([part[:, -TOGETHER:].flatten() for part in parts])
+
+
+def go_astray(images: Tensor, layers: Tensor, recolour: Tensor, weight: Tensor, strength: Tensor) -> Tensor:
+    """What a run might have made of `images` [b, 3, h, w] in 0..1: wrong colours, thin parts faint, edges soft.
+
+    Args:
+        layers: what the images were composed from, [b, 8, h, w] uint8; their backgrounds stay as they are.
+        recolour: what is added to the colour of the tintable part, [b, 3], by `weight` [b, 1, h, w].
+        strength: of the flaw of distilled renders, [b].
+    """
+    tintable, coverage = layers[:, 6:7].float() / 255, layers[:, 7:8].float() / 255
+    recoloured = images + recolour[:, :, None, None] * weight * tintable
+    near = functional.max_pool2d(coverage, 3, stride=1, padding=1)
+    return recoloured.lerp(distilled(recoloured, strength[:, None, None, None]), near)
+
+
+def astray_colours(data: TrainingData, models: Tensor, tint: Tensor, leader: Tensor) -> Tensor:
+    """Wrong colours [b, 3] for images of `models` [b] in `tint` [b]: too dark, or that of another word besides.
+
+    The other word is one that the model may be drawn in, so that pairs held out are not shown so either.
+    """
+    b, device = len(tint), tint.device
+    other = torch.randint(1, 1 + len(data.tint_mean), (b,), device=device)[leader]
+    chance, brightness = torch.rand(2, b, 1, device=device)[:, leader]
+    takes = data.usable[models, other][:, None] & (chance < OTHER_WORD)
+    low, high = BRIGHTNESS
+    colour = torch.where(takes, data.tint_mean[other - 1], data.tint_mean[tint - 1])
+    return (colour * (low + (high - low) * brightness)).clamp(max=1)
+
+
+def patches(leader: Tensor, size: int) -> Tensor:
+    """How far each pixel has gone astray, [b, 1, size, size] in 0..1: smooth, half of it the same in a whole set."""
+    b, device = len(leader), leader.device
+    grid = torch.rand(b, 1, 3, 3, device=device) + torch.rand(b, 1, 1, 1, device=device)[leader]
+    return functional.interpolate(grid.clamp(max=1), size=(size, size), mode="bilinear", align_corners=True)
 
 
 def draw_condition(

@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 PROBES = 12
 UNTIMED_STEPS, WARM_STEPS = 100, 200  # the first ones are slow: several GPUs find each other; then the speed is taken
 NOISY_EVERY = 4  # one set in this many has noise times from 0.7 to 0.98 only
+ASTRAY_EVERY = 2  # one set in this many has gone astray
+ASTRAY_FROM = 0.3  # the noise time from which on it is shown so
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
 
@@ -53,13 +55,17 @@ def draw_times(b: int, device: torch.device, noisy_every: int) -> Tensor:
 
 
 def diffusion_loss(network: Network, batch: Batch, noisy_every: int) -> Tensor:
-    """Mean squared error of the predicted v at random times."""
-    t = draw_times(len(batch.images), batch.images.device, noisy_every)
-    alpha, sigma = (level[:, None, None, None] for level in schedule(t))
+    """Mean squared error of the predicted v at random times.
+
+    Of an image that has gone astray by d, the v that leads back to the image is larger by alpha^2 / sigma d.
+    """
+    t = draw_times(len(batch.images), batch.images.device, noisy_every)[:, None, None, None]
+    alpha, sigma = schedule(t)
     noise = torch.randn_like(batch.images)
-    noised = alpha * batch.images + sigma * noise
-    v = network(noised.to(torch.bfloat16), t, batch.condition)
-    return nn.functional.mse_loss(v.float(), alpha * noise - sigma * batch.images)
+    off = torch.where(t < ASTRAY_FROM, 0, batch.astray - batch.images)
+    noised = alpha * (batch.images + off) + sigma * noise
+    v = network(noised.to(torch.bfloat16), t.flatten(), batch.condition)
+    return nn.functional.mse_loss(v.float(), alpha * noise - sigma * batch.images + alpha.square() / sigma * off)
 
 
 class FlatParameters:
@@ -106,7 +112,9 @@ class FlatParameters:
 class Trainer:
     """The two captured graphs of a training step, and the tensors that steer them."""
 
-    def __init__(self, network: UNet, data: TrainingData, batch: int, in_sets: int, noisy_every: int):
+    def __init__(
+        self, network: UNet, data: TrainingData, batch: int, in_sets: int, noisy_every: int, astray_every: int
+    ):
         self.flat = FlatParameters(network)
         device = self.flat.master.device
         self.lr = torch.zeros((), device=device)
@@ -118,12 +126,16 @@ class Trainer:
             [self.flat.master], lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=True
         )
         compiled = torch.compile(network, dynamic=False)
-        self.backward_graph = capture(lambda: self._backward(compiled, data, batch, in_sets, noisy_every))
+
+        def draw() -> Batch:
+            return draw_batch(data, batch, in_sets, astray_every)
+
+        self.backward_graph = capture(lambda: self._backward(compiled, draw, noisy_every))
         self.update_graph = capture(self._update)
 
-    def _backward(self, network: Network, data: TrainingData, batch: int, in_sets: int, noisy_every: int) -> None:
+    def _backward(self, network: Network, draw: Callable[[], Batch], noisy_every: int) -> None:
         self.flat.gradient.zero_()
-        loss = diffusion_loss(network, draw_batch(data, batch, in_sets), noisy_every)
+        loss = diffusion_loss(network, draw(), noisy_every)
         loss.backward()
         self.loss.lerp_(loss.detach(), 0.01)
 
@@ -229,6 +241,11 @@ def main() -> None:
         "--noisy-every", type=int, default=NOISY_EVERY,
         help=f"one set in so many has noise times from 0.7 to 0.98 only (default: {NOISY_EVERY})",
     )  # fmt: skip
+    parser.add_argument(
+        "--astray-every", type=int, default=ASTRAY_EVERY,
+        help="one set in so many is shown in wrong colours and with faint thin parts, and the true image is the answer;"
+        f" 0: none (default: {ASTRAY_EVERY})",
+    )  # fmt: skip
     parser.add_argument("--lr", type=float, default=8e-4, help="peak learning rate")
     parser.add_argument("--views", type=int, default=100, help="views of each model at a time on each GPU")
     parser.add_argument("--threads", type=int, help="threads that render; default: all cores, shared by the processes")
@@ -252,6 +269,8 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     """Render, train and save."""
     if arguments.noisy_every < 1:
         raise UserError(f"--noisy-every: expected a whole number from 1, got {arguments.noisy_every}")
+    if arguments.astray_every < 0:
+        raise UserError(f"--astray-every: expected a whole number from 0, got {arguments.astray_every}")
     block = arguments.noisy_every * DEGRADED_SHARE * TOGETHER  # images in sets that hold one flawed set of high noise
     if arguments.in_sets % block or not 0 <= arguments.in_sets <= arguments.batch:
         raise UserError(
@@ -274,9 +293,14 @@ def run(arguments: argparse.Namespace, rank: int, world: int) -> None:
     probe = AzimuthProbe.build(models, encoder, torch.device("cuda"), designs=own)
     torch.manual_seed(arguments.seed + 1 + rank)
     trainer = Trainer(
-        channels_last(network.to("cuda")), data, arguments.batch, arguments.in_sets, arguments.noisy_every
+        channels_last(network.to("cuda")),
+        data,
+        arguments.batch,
+        arguments.in_sets,
+        arguments.noisy_every,
+        arguments.astray_every,
     )
-    recorded = ("batch", "in_sets", "noisy_every", "lr", "views", "minutes", "seed")
+    recorded = ("batch", "in_sets", "noisy_every", "astray_every", "lr", "views", "minutes", "seed")
     options = {name: getattr(arguments, name) for name in recorded}
     together = TOGETHER if arguments.in_sets else 1
     training = {"gpus": world, "models": len(models), **options}

@@ -42,6 +42,8 @@ def test_a_preset_is_measured_with_its_largest_views(tmp_path):
         None,
         16,
     )
+    growing = memory.case_config("8gb_64_to_256", tmp_path, options).render
+    assert (growing.early_size, growing.size, growing.early_until) == (64, 256, 0.5)
 
 
 @pytest.mark.parametrize("words", [["--steps", "1"], ["--shrink", "0"], ["--cases", "9gb"]])

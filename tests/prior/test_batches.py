@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from nerf_bridge.prior import batches
-from nerf_bridge.prior.batches import PAIR_REPEATS, TrainingData, degraded_rows, draw_batch, draw_repeats, prepare
+from nerf_bridge.prior.batches import (
+    PAIR_REPEATS,
+    TrainingData,
+    astray_rows,
+    degraded_rows,
+    draw_batch,
+    draw_repeats,
+    go_astray,
+    patches,
+    prepare,
+)
 from nerf_bridge.prior.data.captions import build_caption_table
 from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.degrade import FLAWS, degrade, draw_flaws
@@ -65,6 +75,55 @@ def test_a_set_is_of_one_model_in_one_tint(data: TrainingData, monkeypatch: pyte
         of_sets = seen[name].unflatten(0, (8, TOGETHER))
         assert torch.equal(of_sets, of_sets[:, :1].expand_as(of_sets)), name
     assert len(torch.unique(seen["tint"], dim=0)) == 8 and len(torch.unique(seen["background"], dim=0)) > 16
+
+
+def test_one_set_in_two_that_are_not_degraded_goes_astray() -> None:
+    cpu = torch.device("cpu")
+    assert astray_rows(80, 64, 0, cpu).tolist() == []
+    of_sets = [row for first in range(12, 64, 8) for row in range(first, first + TOGETHER)]
+    assert astray_rows(80, 64, 2, cpu).tolist() == [*of_sets, *range(70, 74)]
+    assert not set(astray_rows(384, 256, 2, cpu).tolist()) & set(degraded_rows(384, 256, cpu).tolist())
+    assert len(astray_rows(384, 256, 2, cpu)) == 168
+
+
+@pytest.mark.compiler
+def test_what_goes_astray_is_told_and_shown_as_something_else(data: TrainingData) -> None:
+    """The image itself is in the colour that its word means, and the others are what they are."""
+    torch.manual_seed(0)
+    batch = draw_batch(data, 256, in_sets=128, astray_every=2)
+    lost = astray_rows(256, 128, 2, torch.device("cpu"))
+    change = (batch.astray - batch.images).abs().mean((1, 2, 3))
+    told = batch.condition.text_mask[lost].any(1)
+    assert set(change.nonzero().flatten().tolist()) == set(lost[told].tolist())
+    assert 0.01 < float(change[lost].median()) < 0.5
+    assert float(batch.astray.min()) >= -1.001 and float(batch.astray.max()) <= 1.001
+    plain = draw_batch(data, 16)
+    assert torch.equal(plain.astray, plain.images)
+
+
+def test_only_the_tintable_part_goes_to_another_colour_and_the_background_stays() -> None:
+    layers = torch.zeros(1, 8, 16, 16, dtype=torch.uint8)
+    layers[0, 3, 4:12, 4:12] = layers[0, 6, 4:12, 4:12] = layers[0, 7, 4:12] = 255  # tintable from column 4 to 11
+    layers[0, 0:3, 4:12, :4] = layers[0, 0:3, 4:12, 12:] = 128  # and grey on both sides of it
+    red, to_blue, grass = torch.tensor([[1.0, 0, 0]]), torch.tensor([[-1.0, 0, 0.5]]), torch.tensor([[0.2, 0.7, 0.3]])
+    image = compose(layers, red, torch.tensor([True]), grass)
+    there = go_astray(image, layers, to_blue, torch.ones(1, 1, 16, 16), torch.zeros(1))
+    assert torch.equal(there[..., :3, :], image[..., :3, :])
+    assert torch.allclose(there[0, :, 8, 8], torch.tensor([0, 0, 0.53]), atol=0.01)  # stronger, as in distilled
+    assert torch.allclose(there[0, :, 8, 1], image[0, :, 8, 1], atol=0.02)
+    untouched = go_astray(image, layers, to_blue, torch.zeros(1, 1, 16, 16), torch.zeros(1))
+    assert torch.allclose(untouched[0, :, 8, 8], torch.tensor([1.0, 0, 0]), atol=0.02)
+
+
+def test_patches_are_smooth_and_lean_one_way_in_a_set() -> None:
+    torch.manual_seed(0)
+    leader = torch.arange(400) // TOGETHER * TOGETHER
+    weight = patches(leader, 64)
+    assert weight.shape == (400, 1, 64, 64)
+    assert float(weight.min()) >= 0 and float(weight.max()) == pytest.approx(1)
+    assert float(weight.diff(dim=-1).abs().max()) < 0.04
+    of_sets = weight.mean((1, 2, 3)).unflatten(0, (-1, TOGETHER))
+    assert float(of_sets.mean(1).std()) > 2 * float(of_sets.std(1).mean())
 
 
 def test_pairs_of_solids_are_drawn_less_than_things_with_one_model() -> None:

@@ -13,12 +13,21 @@ import torch
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior import embedded
+from nerf_bridge.prior.batches import Batch
 from nerf_bridge.prior.data.pack import pack_library
 from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.designs import DESIGNS
 from nerf_bridge.prior.embedded import load_weights, save_weights
-from nerf_bridge.prior.train import FlatParameters, draw_times, learning_rate, run, where_to_start
-from nerf_bridge.prior.unet import TOGETHER, Condition, UNet, UNetConfig
+from nerf_bridge.prior.train import (
+    ASTRAY_FROM,
+    FlatParameters,
+    diffusion_loss,
+    draw_times,
+    learning_rate,
+    run,
+    where_to_start,
+)
+from nerf_bridge.prior.unet import TOGETHER, Condition, UNet, UNetConfig, schedule
 
 TINY = UNetConfig(image_size=16, channels=(64, 64), blocks=1, embedding=64, text_length=4)
 
@@ -65,6 +74,35 @@ def test_a_quarter_of_the_times_and_some_by_chance_are_high() -> None:
     assert float(noisy_sets.min()) >= 0.7
 
 
+def told_nothing(b: int) -> Condition:
+    return Condition(
+        torch.zeros(b, 4, 384), torch.zeros(b, 4, dtype=torch.bool), torch.zeros(b, 13), torch.zeros(b, 6, 8, 8)
+    )
+
+
+def test_the_answer_to_what_has_gone_astray_is_the_image() -> None:
+    """A network that knows the images has no loss, whatever is noised; at low noise nothing has gone astray."""
+    torch.manual_seed(0)
+    images, astray = 2 * torch.rand(2, 512, 3, 16, 16) - 1
+    seen = []
+
+    def all_knowing(noised: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        alpha, sigma = (level[:, None, None, None] for level in schedule(t))
+        seen.append((noised.float(), t, sigma))
+        return (alpha * noised.float() - images) / sigma  # v of the image: x = alpha x_t - sigma v
+
+    def kind(noised: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        return ((noised - image) / sigma).flatten(1).std(1)
+
+    loss = diffusion_loss(all_knowing, Batch(images, astray, told_nothing(512)), noisy_every=4)
+    noised, t, sigma = seen[0]
+    assert float(loss) < 1e-3  # bfloat16 of what is noised, over sigma
+    alpha = torch.cos(torch.pi / 2 * t)[:, None, None, None]
+    from_astray = (kind(noised, alpha * astray) - 1).abs() < (kind(noised, alpha * images) - 1).abs()
+    clear = t < 0.65  # above, noise hides from what
+    assert torch.equal(from_astray[clear], (t >= ASTRAY_FROM)[clear])
+
+
 def test_learning_rate_warms_up_and_decays() -> None:
     rates = [learning_rate(step, 1000, 1.0) for step in range(1000)]
     assert rates[0] < 0.01
@@ -92,15 +130,17 @@ def test_going_on_takes_the_weights_and_the_record_of_how_they_came(tmp_path: Pa
 @pytest.mark.parametrize("in_sets", [64, 384, -128])
 def test_sets_that_do_not_fill_a_step_are_refused(in_sets: int) -> None:
     with pytest.raises(UserError, match=rf"--in-sets: expected a multiple of 128 up to --batch \(256\), got {in_sets}"):
-        run(Namespace(in_sets=in_sets, batch=256, noisy_every=4), 0, 1)
+        run(Namespace(in_sets=in_sets, batch=256, noisy_every=4, astray_every=2), 0, 1)
 
 
 def test_what_fills_a_step_goes_by_the_share_of_noisy_sets() -> None:
     with pytest.raises(UserError, match=r"--in-sets: expected a multiple of 64 up to --batch \(384\), got 96"):
-        run(Namespace(in_sets=96, batch=384, noisy_every=2), 0, 1)
+        run(Namespace(in_sets=96, batch=384, noisy_every=2, astray_every=0), 0, 1)
     with pytest.raises(UserError, match="--noisy-every: expected a whole number from 1, got 0"):
-        run(Namespace(in_sets=0, batch=384, noisy_every=0), 0, 1)
-    missing = Namespace(in_sets=192, batch=384, noisy_every=2, resume=True, start_from=Path("w"))
+        run(Namespace(in_sets=0, batch=384, noisy_every=0, astray_every=0), 0, 1)
+    with pytest.raises(UserError, match="--astray-every: expected a whole number from 0, got -1"):
+        run(Namespace(in_sets=0, batch=384, noisy_every=2, astray_every=-1), 0, 1)
+    missing = Namespace(in_sets=192, batch=384, noisy_every=2, astray_every=2, resume=True, start_from=Path("w"))
     with pytest.raises(UserError, match="--resume goes on from --out"):  # so 192 were taken, as the shipped weights had
         run(missing, 0, 1)
 
