@@ -169,7 +169,7 @@ class GuidanceConfig(Section):
 
     method: Literal["sds", "csd", "nfsd", "bridge"] = Field("bridge", description="which score-distillation gradient")
     scale: float = Field(3.0, ge=0, le=1000, description="guidance scale s in uncond + s * (text - uncond)")
-    bridge_scale: float = Field(1.0, ge=0, le=1000, description="factor k of stage two of the bridge")
+    bridge_scale: float = Field(0.5, ge=0, le=1000, description="factor k of stage two of the bridge")
     bridge_from: float = Field(0.8, ge=0, le=1, description="fraction of the steps after which stage two starts")
     weighting: Literal["sigma2", "one"] = Field("sigma2", description="w(t): sigma^2 / (alpha^2 + sigma^2), or 1")
     bridge_weighting: Literal["same", "sigma2", "one"] = Field("same", description="w(t) in stage two of the bridge")
@@ -181,7 +181,7 @@ class GuidanceConfig(Section):
         "stage two of the bridge makes as many more from the view to noise, and is guided by scale",
     )
     guided_steps: int | None = Field(
-        None,
+        2,
         ge=1,
         le=50,
         description="of the calls on a path of sds or the bridge, the first so many, at most noise, are guided by "

@@ -137,7 +137,7 @@ def draw_batch(data: TrainingData, b: int, in_sets: int = 0, astray_every: int =
     caption, designs = data.captions[models, tint, state, variant], data.designs[models, tint, state, variant]
     spread = data.tint_spread[tint - 1] * torch.randn(b, 3, device=device)[leader]
     lost = astray_rows(b, in_sets, astray_every, device)
-    spread[lost] = 0  # what was astray comes back to the colour that the word means
+    spread = spread.index_fill(0, lost, 0)  # what was astray comes back to the colour that the word means
     background = random_backgrounds(b, device)
     colour = (data.tint_mean[tint - 1] + spread).clamp(0, 1)
     images = compose(data.views.layers[rows], colour, tint > 0, background)

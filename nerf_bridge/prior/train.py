@@ -62,7 +62,7 @@ def diffusion_loss(network: Network, batch: Batch, noisy_every: int) -> Tensor:
     t = draw_times(len(batch.images), batch.images.device, noisy_every)[:, None, None, None]
     alpha, sigma = schedule(t)
     noise = torch.randn_like(batch.images)
-    off = torch.where(t < ASTRAY_FROM, 0, batch.astray - batch.images)
+    off = (t >= ASTRAY_FROM) * (batch.astray - batch.images)
     noised = alpha * (batch.images + off) + sigma * noise
     v = network(noised.to(torch.bfloat16), t.flatten(), batch.condition)
     return nn.functional.mse_loss(v.float(), alpha * noise - sigma * batch.images + alpha.square() / sigma * off)

@@ -375,8 +375,9 @@ def test_streamed_weights_leave_two_layers_on_the_gpu():
 
 
 def test_more_prompts_and_views_need_more():
+    all_guided = {"prompt": "a", "guidance.guided_steps": None, "guidance.bridge_from": 1.0}
     one, four, perp = (
-        build_config({"prompt": "a", "camera.views": n, "guidance.perp_neg": perp, "guidance.bridge_from": 1.0})
+        build_config(all_guided | {"camera.views": n, "guidance.perp_neg": perp})
         for n, perp in ((1, False), (4, False), (1, True))
     )
     work = [estimate.network_bytes(WHOLE, config, BIG, cuda=True) - BIG.network for config in (one, four, perp)]
@@ -388,9 +389,9 @@ def test_more_prompts_and_views_need_more():
     [
         ({"solver_steps": 1}, 2 + 2),  # a recording, and the compiled one beside it
         ({}, 2 + 2 + 1),  # and one of the source's path
-        ({"bridge_from": 1.0}, 2 + 2),
-        ({"method": "sds"}, 2 + 2),
-        ({"method": "sds", "guided_steps": 2}, 2 + 2 + 1),  # and one of the unguided calls
+        ({"bridge_from": 1.0, "guided_steps": None}, 2 + 2),
+        ({"method": "sds", "guided_steps": None}, 2 + 2),
+        ({"method": "sds"}, 2 + 2 + 1),  # and one of the unguided calls
         ({"perp_neg": True}, 4 + 4 + 1),
         ({"perp_neg": True, "solver_steps": 1}, 4 + 4 + 2),  # stage two does without the wrong views
         ({"method": "nfsd"}, 3 + 3),
