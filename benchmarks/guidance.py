@@ -1,6 +1,6 @@
 """Times the guidance with the big priors, and the whole step with it, beside plain eager versions in the same run.
 
-    python -m benchmarks.guidance                             everything (about 20 minutes on a GPU)
+    python -m benchmarks.guidance                             everything (about 25 minutes on a GPU)
     python -m benchmarks.guidance --quick                     our own versions only
     python -m benchmarks.guidance --cases unet_b2 vae_512 start
     python -m benchmarks.guidance --cases guidance --families sdxl sd3 flux --add      keep the other cases' results
