@@ -50,17 +50,16 @@ from nerf_bridge.scene.scene import build_scene
 from nerf_bridge.settings import load_yaml, merged
 
 PEER, PEER_GIB = "threestudio-style step", {"64": 4.5, "512": 41.0}  # measured on one H100 by the same sizes
-CASES: dict[str, tuple[str, int, int | None]] = {  # preset, pixels of a view, rung (None: as the preset says)
-    "8gb_64": ("8gb", 64, None),
-    "8gb_256": ("8gb", 256, None),
-    "8gb_64_to_256": ("8gb", 256, None),
-    "12gb_384": ("12gb", 384, None),
-    "24gb_512": ("24gb", 512, None),
-    "80gb_512": ("80gb", 512, None),
-    **{f"rung_{rung.name}_512": ("auto", 512, i) for i, rung in enumerate(RUNGS)},
+# Preset, pixels of a view in the first half of the steps and afterwards, rung (None: as the preset says).
+CASES: dict[str, tuple[str, int, int, int | None]] = {
+    "8gb_64": ("8gb", 64, 64, None),
+    "8gb_256": ("8gb", 256, 256, None),
+    "8gb_64_to_256": ("8gb", 64, 256, None),
+    "12gb_384": ("12gb", 384, 384, None),
+    "24gb_512": ("24gb", 512, 512, None),
+    "80gb_512": ("80gb", 512, 512, None),
+    **{f"rung_{rung.name}_512": ("auto", 512, 512, i) for i, rung in enumerate(RUNGS)},
 }
-
-EARLY_SIZE = {"8gb_64_to_256": 64}  # pixels of a view in the first half of the steps, where the case grows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,10 +123,8 @@ def run(options: argparse.Namespace, device: torch.device) -> dict:
 
 def case_config(name: str, model: Path, options: argparse.Namespace) -> GenerateConfig:
     """The settings of `published-3d` at one size of views, or growing; stage two is the second half of the steps."""
-    memory, size, _ = CASES[name]
-    early = {"early_size": None}
-    if name in EARLY_SIZE:
-        early = {"early_size": max(EARLY_SIZE[name] // options.shrink, 16), "early_until": 0.5}
+    memory, early, size, _ = CASES[name]
+    early, size = max(early // options.shrink, 16), max(size // options.shrink, 16)
     changes = {
         "prompt": "a green armchair",
         "prior": str(model),
@@ -135,7 +132,7 @@ def case_config(name: str, model: Path, options: argparse.Namespace) -> Generate
         "steps": options.steps,
         "checkpoint_every": options.steps,
         "preview_every": options.steps,
-        "render": {"size": max(size // options.shrink, 16), **early},
+        "render": {"size": size, "early_size": None if early == size else early, "early_until": 0.5},
         "guidance": {"bridge_from": 0.5},
         "model": {"compile": "on"},
     }
@@ -149,7 +146,7 @@ def run_case(name: str, model: Path, device: torch.device, options: argparse.Nam
         RunError: memory ran out below the last rung.
         UserError: the estimate says that it fits nowhere.
     """
-    memory, size, forced = CASES[name]
+    memory, _, size, forced = CASES[name]
     config = case_config(name, model, options)
     preset = find_preset(memory)
     gc.collect()

@@ -215,7 +215,9 @@ class GuidanceConfig(Section):
         description="say the view in words (front, side, back, overhead); auto: only for priors that know no camera",
     )
     perp_neg: bool = Field(
-        False, description="push away from the wrong views' words, at right angles to the right one's (Perp-Neg)"
+        False,
+        description="push away from the wrong views' words, at right angles to the right one's (Perp-Neg); on a "
+        "path in the guided calls",
     )
     debias: str | None = Field(
         None, description="language model that leaves out words which speak against a view: bert, or a folder"

@@ -2,8 +2,8 @@
 
 Every formula counts tensors. "Counted" constants are what a run of the real architecture made, tensor by tensor, on
 PyTorch's meta device or on the CPU (tests/memory does it again). "Estimated" ones nobody has measured one by one. Whole
-runs of SD 2.1 were, on an H200 (`benchmarks/memory.py`), as 8gb_64 / 8gb_256 / 24gb_512: allocated 2.4 / 2.6 / 7.0 GiB
-and reserved 3.3 / 3.9 / 10.3 GiB against estimates of 3.3 / 4.1 / 11.4 GiB.
+runs of SD 2.1 were, on an H200 (`benchmarks/memory.py`), as 8gb_64 / 8gb_256 / 24gb_512: allocated 2.4 / 2.6 / 7.3 GiB
+and reserved 3.4 / 4.0 / 10.6 GiB against estimates of 3.3 / 4.1 / 11.4 GiB; docs/guidance-speed.md has every rung.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ def draw_batch(data: TrainingData, b: int, in_sets: int = 0, astray_every: int =
     tint = tint[leader] * data.usable[models, tint[leader]]
     caption, designs = data.captions[models, tint, state, variant], data.designs[models, tint, state, variant]
     spread = data.tint_spread[tint - 1] * torch.randn(b, 3, device=device)[leader]
-    lost = astray_rows(b, in_sets, astray_every, device)
-    spread = spread.index_fill(0, lost, 0)  # what was astray comes back to the colour that the word means
+    strayed = astray_rows(b, in_sets, astray_every, device)
+    spread = spread.index_fill(0, strayed, 0)  # what was astray comes back to the colour that the word means
     background = random_backgrounds(b, device)
     colour = (data.tint_mean[tint - 1] + spread).clamp(0, 1)
     images = compose(data.views.layers[rows], colour, tint > 0, background)
@@ -147,11 +147,11 @@ def draw_batch(data: TrainingData, b: int, in_sets: int = 0, astray_every: int =
     astray = images
     if astray_every:
         recolour = (astray_colours(data, models, tint, leader) - colour) * (tint > 0)[:, None]
-        weight = patches(leader, images.shape[-1])
-        layers = data.views.layers[rows[lost]]
-        there = go_astray(images[lost], layers, recolour[lost], weight[lost], strength[lost])
-        told = condition.text_mask[lost].any(1)
-        astray = images.index_copy(0, lost, torch.where(told[:, None, None, None], there, images[lost]))
+        weight = patches(leader, strayed, images.shape[-1])
+        layers = data.views.layers[rows[strayed]]
+        shown = go_astray(images[strayed], layers, recolour[strayed], weight, strength[strayed])
+        told = condition.text_mask[strayed].any(1)[:, None, None, None]
+        astray = images.index_copy(0, strayed, torch.where(told, shown, images[strayed]))
     return Batch(2 * images - 1, 2 * astray - 1, replace(condition, in_sets=in_sets))
 
 
@@ -163,7 +163,11 @@ def degraded_rows(b: int, in_sets: int, device: torch.device) -> Tensor:
 
 
 def astray_rows(b: int, in_sets: int, astray_every: int, device: torch.device) -> Tensor:
-    """Which of b images go astray: the last set of every `astray_every` that are not degraded; 0: none."""
+    """Which of b images go astray: of every `astray_every` whole sets that are not degraded the last; 0: none.
+
+    Where `astray_every` is even these are other sets than those of high noise (train.draw_times), every fourth from the
+    first on, so that at mid noise, where the words have to win, more than one in `astray_every` is astray.
+    """
     rows = torch.arange(b, device=device)
     if not astray_every:
         return rows[:0]
@@ -179,19 +183,20 @@ def go_astray(images: Tensor, layers: Tensor, recolour: Tensor, weight: Tensor, 
 
     Args:
         layers: what the images were composed from, [b, 8, h, w] uint8; their backgrounds stay as they are.
-        recolour: what is added to the colour of the tintable part, [b, 3], by `weight` [b, 1, h, w].
-        strength: of the flaw of distilled renders, [b].
+        recolour: what is added to the colour of the tintable part, [b, 3], by `weight` [b, 1, h, w] in 0..1.
+        strength: of the flaw of distilled renders, [b] in 0..1.
     """
     tintable, coverage = layers[:, 6:7].float() / 255, layers[:, 7:8].float() / 255
     recoloured = images + recolour[:, :, None, None] * weight * tintable
-    near = functional.max_pool2d(coverage, 3, stride=1, padding=1)
-    return recoloured.lerp(distilled(recoloured, strength[:, None, None, None]), near)
+    object_and_rim = functional.max_pool2d(coverage, 3, stride=1, padding=1)
+    return recoloured.lerp(distilled(recoloured, strength[:, None, None, None]), object_and_rim)
 
 
 def astray_colours(data: TrainingData, models: Tensor, tint: Tensor, leader: Tensor) -> Tensor:
-    """Wrong colours [b, 3] for images of `models` [b] in `tint` [b]: too dark, or that of another word besides.
+    """Wrong colours [b, 3] for images of `models` [b] in `tint` [b], those of an image's `leader` [b].
 
-    The other word is one that the model may be drawn in, so that pairs held out are not shown so either.
+    The word's own or another word's, from much darker to a little brighter. Another word is one that the model may be
+    drawn in; a pair that is held out is shown at most where colours mix, and never as the answer.
     """
     b, device = len(tint), tint.device
     other = torch.randint(1, 1 + len(data.tint_mean), (b,), device=device)[leader]
@@ -202,11 +207,14 @@ def astray_colours(data: TrainingData, models: Tensor, tint: Tensor, leader: Ten
     return (colour * (low + (high - low) * brightness)).clamp(max=1)
 
 
-def patches(leader: Tensor, size: int) -> Tensor:
-    """How far each pixel has gone astray, [b, 1, size, size] in 0..1: smooth, half of it the same in a whole set."""
+def patches(leader: Tensor, rows: Tensor, size: int) -> Tensor:
+    """How far each pixel of `rows` [n] has gone astray, [n, 1, size, size] in 0..1, smooth.
+
+    It is the sum, cut off at 1, of a number of the image's `leader` [b] and one of each ninth of the image.
+    """
     b, device = len(leader), leader.device
     grid = torch.rand(b, 1, 3, 3, device=device) + torch.rand(b, 1, 1, 1, device=device)[leader]
-    return functional.interpolate(grid.clamp(max=1), size=(size, size), mode="bilinear", align_corners=True)
+    return functional.interpolate(grid[rows].clamp(max=1), size=(size, size), mode="bilinear", align_corners=True)
 
 
 def draw_condition(

@@ -57,7 +57,7 @@ def draw_times(b: int, device: torch.device, noisy_every: int) -> Tensor:
 def diffusion_loss(network: Network, batch: Batch, noisy_every: int) -> Tensor:
     """Mean squared error of the predicted v at random times.
 
-    Of an image that has gone astray by d, the v that leads back to the image is larger by alpha^2 / sigma d.
+    Of an image that has gone astray by d, the v that leads back to the image is larger by (alpha^2 / sigma) d.
     """
     t = draw_times(len(batch.images), batch.images.device, noisy_every)[:, None, None, None]
     alpha, sigma = schedule(t)

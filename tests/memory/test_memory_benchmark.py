@@ -33,7 +33,7 @@ def test_every_preset_and_rung_is_a_case():
 def test_a_preset_is_measured_with_its_largest_views(tmp_path):
     options = memory.parse(["--device", "cpu"])
     for preset in PRESETS:
-        sizes = [size for name, size, _ in memory.CASES.values() if name == preset.name]
+        sizes = [size for name, _, size, _ in memory.CASES.values() if name == preset.name]
         assert max(sizes) == (preset.largest_view or 512)
     config = memory.case_config("8gb_256", tmp_path, options)
     assert (config.memory, config.render.size, config.render.early_size, config.field.n_levels) == (

@@ -7,8 +7,10 @@ import torch
 
 from nerf_bridge.prior import batches
 from nerf_bridge.prior.batches import (
+    BRIGHTNESS,
     PAIR_REPEATS,
     TrainingData,
+    astray_colours,
     astray_rows,
     degraded_rows,
     draw_batch,
@@ -18,6 +20,7 @@ from nerf_bridge.prior.batches import (
     prepare,
 )
 from nerf_bridge.prior.data.captions import build_caption_table
+from nerf_bridge.prior.data.colours import TINT_WORDS
 from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.degrade import FLAWS, degrade, draw_flaws
 from nerf_bridge.prior.text import TextEncoder, text_encoder_folder
@@ -87,11 +90,24 @@ def test_one_set_in_two_that_are_not_degraded_goes_astray() -> None:
 
 
 @pytest.mark.compiler
-def test_what_goes_astray_is_told_and_shown_as_something_else(data: TrainingData) -> None:
+def test_what_goes_astray_is_told_and_shown_as_something_else(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The image itself is in the colour that its word means, and the others are what they are."""
+    composed = []
+
+    def watched(layers, tint, tinted, background):
+        composed.append((tint, tinted))
+        return compose(layers, tint, tinted, background)
+
+    monkeypatch.setattr(batches, "compose", watched)
     torch.manual_seed(0)
     batch = draw_batch(data, 256, in_sets=128, astray_every=2)
     lost = astray_rows(256, 128, 2, torch.device("cpu"))
+    ((tint, tinted),) = composed
+    meant = (tint[:, None] - data.tint_mean).abs().amax(2).amin(1) < 1e-6
+    assert bool(meant[lost][tinted[lost]].all()) and int(tinted[lost].sum()) > 20
+    assert not bool(meant[tinted].all())  # the others have their shades
     change = (batch.astray - batch.images).abs().mean((1, 2, 3))
     told = batch.condition.text_mask[lost].any(1)
     assert set(change.nonzero().flatten().tolist()) == set(lost[told].tolist())
@@ -99,6 +115,26 @@ def test_what_goes_astray_is_told_and_shown_as_something_else(data: TrainingData
     assert float(batch.astray.min()) >= -1.001 and float(batch.astray.max()) <= 1.001
     plain = draw_batch(data, 16)
     assert torch.equal(plain.astray, plain.images)
+
+
+@pytest.mark.compiler
+def test_colours_go_astray_to_what_the_model_may_be_drawn_in(data: TrainingData) -> None:
+    """Red goes to darker red and, as nothing else is usable, to blues; a set goes one way."""
+    red, blue = TINT_WORDS.index("red"), TINT_WORDS.index("blue")
+    usable = torch.zeros_like(data.usable)
+    usable[:, 1 + red] = usable[:, 1 + blue] = True
+    torch.manual_seed(0)
+    leader = torch.arange(4000) // TOGETHER * TOGETHER
+    models, tint = torch.zeros(2, 4000, dtype=torch.long)
+    colours = astray_colours(replace(data, usable=usable), models, tint + 1 + red, leader)
+    assert torch.equal(colours, colours[leader])
+    low, high = BRIGHTNESS
+    found = {}
+    for word in (red, blue):
+        scale = colours / data.tint_mean[word]
+        found[word] = (scale.amax(1) - scale.amin(1) < 1e-4) & (scale[:, 0] > low - 1e-4) & (scale[:, 0] < high + 1e-4)
+    assert bool((found[red] | found[blue]).all())
+    assert 0.01 < float(found[blue].float().mean()) < 0.07  # half of those whose lot is blue, one of 16 words
 
 
 def test_only_the_tintable_part_goes_to_another_colour_and_the_background_stays() -> None:
@@ -118,7 +154,9 @@ def test_only_the_tintable_part_goes_to_another_colour_and_the_background_stays(
 def test_patches_are_smooth_and_lean_one_way_in_a_set() -> None:
     torch.manual_seed(0)
     leader = torch.arange(400) // TOGETHER * TOGETHER
-    weight = patches(leader, 64)
+    weight = patches(leader, leader.unique(), 64)
+    assert weight.shape == (100, 1, 64, 64)
+    weight = patches(leader, torch.arange(400), 64)
     assert weight.shape == (400, 1, 64, 64)
     assert float(weight.min()) >= 0 and float(weight.max()) == pytest.approx(1)
     assert float(weight.diff(dim=-1).abs().max()) < 0.04
