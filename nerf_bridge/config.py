@@ -281,7 +281,12 @@ class OptimConfig(Section):
 class MeshConfig(Section):
     """The mesh taken out of the field."""
 
-    resolution: int = Field(128, ge=16, le=512, description="density samples along a side of the box")
+    resolution: int = Field(
+        128,
+        ge=16,
+        le=512,
+        description="density samples along a side of the box; twice as many, up to 512, for thin parts that they miss",
+    )
     threshold: float | None = Field(None, gt=0, description="density of the surface; none: matched to the silhouettes")
     faces: int = Field(20000, ge=100, le=2_000_000, description="face target of the decimation")
     texture: int = Field(1024, ge=64, le=8192, description="texture pixels along a side")

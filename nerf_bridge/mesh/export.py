@@ -49,6 +49,10 @@ CUT_OFF = 0.1
 """Of `mesh.keep_fraction`, after the decimation: kept bodies have shrunk a little, and must not go for that."""
 IOU_LOSS = 0.03
 """Agreement with the silhouettes that the way from the threshold to the finished surface may cost without a warning."""
+THIN_IOU = 0.9
+"""Agreement below which the field has parts too thin for the samples, and is sampled twice as finely."""
+MOST_SAMPLES = 512
+"""Along a side of the box, of the finer samples too."""
 WELD_CELLS = 1e-3
 """Vertices nearer than this fraction of a cell become one."""
 STAGES = ("density", "threshold", "surface", "clean", "simplify", "unwrap", "bake", "refine", "write")
@@ -102,6 +106,8 @@ def export_mesh(
         grid = sample_density(field, occupied, settings.resolution, done)
     with stage("threshold"):
         choice = _threshold(grid, silhouettes, settings.threshold, backend)
+        if settings.threshold is None and choice.iou < THIN_IOU and 2 * settings.resolution <= MOST_SAMPLES:
+            grid, choice = _twice_as_fine(grid, choice, field, occupied, silhouettes, backend)
     with stage("surface"):
         filled = close_gaps(grid, settings.close_holes)
         filled = fill_unseen(filled, choice.threshold) if settings.fill else filled
@@ -146,6 +152,15 @@ def _threshold(grid: DensityGrid, silhouettes: Silhouettes, given: float | None,
             f"mesh.threshold: expected less than the field's highest density {grid.highest:.3g}, got {given:g}"
         )
     return ThresholdChoice(given, silhouette_iou(marching_cubes(grid, given), silhouettes, backend), ())
+
+
+def _twice_as_fine(
+    grid: DensityGrid, choice: ThresholdChoice, field: Field, occupied: Tensor, silhouettes: Silhouettes, backend: str
+) -> tuple[DensityGrid, ThresholdChoice]:
+    """Twice as many samples along a side and their threshold, or `grid` and `choice` where these show as much."""
+    finer = sample_density(field, occupied, 2 * grid.resolution)
+    of_finer = _threshold(finer, silhouettes, None, backend)
+    return (finer, of_finer) if of_finer.iou > choice.iou else (grid, choice)
 
 
 def _with_field_normals(

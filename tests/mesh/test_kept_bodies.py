@@ -86,3 +86,28 @@ def test_holes_wider_than_the_setting_stay(cells: int, genus: int, tmp_path: Pat
     path = tmp_path / "a.stl"
     export.export_mesh(field, all_occupied(), silhouettes_of(field, 4, 48), settings, path, {}, "torch", "cpu")
     assert trimesh.load(path).euler_number == 2 - 2 * genus
+
+
+BAR = [(box((0.3, 0.0, 0.0), (0.02, 0.02, 0.6)), RED), (box((-0.3, 0.1, 0.0), (0.02, 0.02, 0.6)), BLUE)]
+
+
+def test_what_is_too_thin_for_the_samples_gets_twice_as_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Bars of 0.04 between samples 0.0625 apart; a threshold that was given is kept with the samples asked for."""
+    field, settings = AnalyticField(BAR, softness=0.005), SETTINGS.model_copy(update={"resolution": 32})
+    seen = silhouettes_of(field, views=6, size=96)
+    with caplog.at_level(logging.INFO):
+        statistics = export.export_mesh(field, all_occupied(), seen, settings, tmp_path / "a.glb", {}, "torch", "cpu")
+    coarse, fine = (float(line.split()[-1]) for line in caplog.messages if "silhouettes agree to IoU" in line)
+    assert coarse < export.THIN_IOU and fine > coarse + 0.05
+    assert statistics.components == 2 and statistics.iou > fine - 0.03
+    caplog.clear()
+    given = settings.model_copy(update={"threshold": statistics.threshold})
+    with caplog.at_level(logging.INFO):
+        export.export_mesh(field, all_occupied(), seen, given, tmp_path / "b.glb", {}, "torch", "cpu")
+    assert "silhouettes agree to IoU" not in caplog.text
+
+
+def test_solids_are_sampled_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        exported(BALLS, SETTINGS, tmp_path)
+    assert caplog.text.count("silhouettes agree to IoU") == 1
