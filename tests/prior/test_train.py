@@ -1,6 +1,7 @@
 """The parts of training that need no GPU; the training itself is tried on one (marker cuda)."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from nerf_bridge.errors import UserError
-from nerf_bridge.prior import embedded
+from nerf_bridge.prior import embedded, train
 from nerf_bridge.prior.batches import Batch
 from nerf_bridge.prior.data.pack import pack_library
 from nerf_bridge.prior.data.primitives import build_primitives
@@ -102,6 +103,25 @@ def test_the_answer_to_what_has_gone_astray_is_the_image() -> None:
     from_astray = is_noise(noised - alpha * astray) < is_noise(noised - alpha * images)
     clear = t < 0.65  # above, noise hides what it was added to
     assert torch.equal(from_astray[clear], (t >= ASTRAY_FROM)[clear])
+
+
+@pytest.mark.parametrize("t", [0.04, 0.1, 0.3, 0.6])
+def test_taking_the_astray_for_true_costs_no_more_at_low_noise(t: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "draw_times", lambda b, device, noisy_every: torch.full((b,), t))
+    torch.manual_seed(0)
+    images, d = torch.zeros(4, 3, 16, 16), 0.5
+
+    def believing(noised: torch.Tensor, t: torch.Tensor, condition: Condition) -> torch.Tensor:
+        alpha, sigma = (level[:, None, None, None] for level in schedule(t))
+        return (alpha * noised.float() - images - d) / sigma
+
+    loss = float(diffusion_loss(believing, Batch(images, images + d, told_nothing(4)), noisy_every=4))
+    if t < ASTRAY_FROM:  # the images themselves were noised, and taken for what is d away
+        assert loss == pytest.approx((d / math.sin(math.pi / 2 * t)) ** 2, rel=0.05)
+    else:
+        factor = math.cos(math.pi / 2 * t) ** 2 / math.sin(math.pi / 2 * t)
+        off_by = d / math.sin(math.pi / 2 * t)  # x is answered d off, whatever was noised
+        assert loss == pytest.approx((off_by * min(1, 1 / factor)) ** 2, rel=0.05)
 
 
 def test_learning_rate_warms_up_and_decays() -> None:
