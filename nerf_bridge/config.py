@@ -285,7 +285,8 @@ class MeshConfig(Section):
         128,
         ge=16,
         le=512,
-        description="density samples along a side of the box; twice as many, up to 512, for thin parts that they miss",
+        description="density samples along a side of the box; up to 256, and without a threshold, twice as many where "
+        "parts are too thin for them",
     )
     threshold: float | None = Field(None, gt=0, description="density of the surface; none: matched to the silhouettes")
     faces: int = Field(20000, ge=100, le=2_000_000, description="face target of the decimation")

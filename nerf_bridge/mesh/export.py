@@ -51,6 +51,8 @@ IOU_LOSS = 0.03
 """Agreement with the silhouettes that the way from the threshold to the finished surface may cost without a warning."""
 THIN_IOU = 0.9
 """Agreement below which the field has parts too thin for the samples, and is sampled twice as finely."""
+LEAST_GAIN = 0.01
+"""In agreement, for which the finer samples are taken: they cost up to eight times as much of memory and time."""
 MOST_SAMPLES = 512
 """Along a side of the box, of the finer samples too."""
 WELD_CELLS = 1e-3
@@ -104,12 +106,12 @@ def export_mesh(
     stage = functools.partial(_timed, seconds=seconds, on_progress=on_progress)
     with stage("density") as done:
         grid = sample_density(field, occupied, settings.resolution, done)
-    with stage("threshold"):
+    with stage("threshold") as done:
         choice = _threshold(grid, silhouettes, settings.threshold, backend)
         if settings.threshold is None and choice.iou < THIN_IOU and 2 * settings.resolution <= MOST_SAMPLES:
-            grid, choice = _twice_as_fine(grid, choice, field, occupied, silhouettes, backend)
+            grid, choice = _twice_as_fine(grid, choice, field, occupied, silhouettes, backend, done)
     with stage("surface"):
-        filled = close_gaps(grid, settings.close_holes)
+        filled = close_gaps(grid, settings.close_holes * grid.resolution // settings.resolution)
         filled = fill_unseen(filled, choice.threshold) if settings.fill else filled
         raw = marching_cubes(filled, choice.threshold)
         del filled  # as large as the grid
@@ -155,12 +157,25 @@ def _threshold(grid: DensityGrid, silhouettes: Silhouettes, given: float | None,
 
 
 def _twice_as_fine(
-    grid: DensityGrid, choice: ThresholdChoice, field: Field, occupied: Tensor, silhouettes: Silhouettes, backend: str
+    grid: DensityGrid,
+    choice: ThresholdChoice,
+    field: Field,
+    occupied: Tensor,
+    silhouettes: Silhouettes,
+    backend: str,
+    on_progress: Callable[[float], None] | None,
 ) -> tuple[DensityGrid, ThresholdChoice]:
-    """Twice as many samples along a side and their threshold, or `grid` and `choice` where these show as much."""
-    finer = sample_density(field, occupied, 2 * grid.resolution)
-    of_finer = _threshold(finer, silhouettes, None, backend)
-    return (finer, of_finer) if of_finer.iou > choice.iou else (grid, choice)
+    """Twice as many samples along a side and their threshold, or `grid` and `choice` where these show about as much."""
+    finer = sample_density(field, occupied, 2 * grid.resolution, on_progress)
+    try:
+        of_finer = _threshold(finer, silhouettes, None, backend)
+    except RunError:  # fog or empty to these, and not to the others
+        return grid, choice
+    if of_finer.iou < choice.iou + LEAST_GAIN:
+        logger.info("%d samples along a side show about as much: %d are kept", finer.resolution, grid.resolution)
+        return grid, choice
+    logger.info("parts too thin for %d samples along a side: %d are taken", grid.resolution, finer.resolution)
+    return finer, of_finer
 
 
 def _with_field_normals(

@@ -64,8 +64,8 @@ class Batch:
     """Images [b, 3, s, s] in -1..1 and what the network is told of them.
 
     Attributes:
-        astray: the images, or what a run might have made of them, [b, 3, s, s]: this is what is noised at all but low
-            noise, and the image is the answer, so that words win where they disagree with what is seen.
+        astray: the images, or what a run might have made of them, [b, 3, s, s]: this is what is noised from
+            train.ASTRAY_FROM on, and the image is the answer, so that words win where they disagree with what is seen.
     """
 
     images: Tensor
@@ -197,7 +197,8 @@ def astray_colours(data: TrainingData, models: Tensor, tint: Tensor, leader: Ten
     """Wrong colours [b, 3] for images of `models` [b] in `tint` [b], those of an image's `leader` [b].
 
     The word's own, paler or from much darker to a little brighter, or another word's. Another word is one that the
-    model may be drawn in; a pair that is held out is shown at most where colours mix, and never as the answer.
+    model may be drawn in: no pair that is held out is drawn, though a paler, darker or mixed colour may come near its
+    word's, never as the answer.
     """
     b, device = len(tint), tint.device
     other = torch.randint(1, 1 + len(data.tint_mean), (b,), device=device)[leader]

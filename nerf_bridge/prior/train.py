@@ -58,7 +58,8 @@ def diffusion_loss(network: Network, batch: Batch, noisy_every: int) -> Tensor:
     """Mean squared error of the predicted v at random times.
 
     Of an image that has gone astray by d, the v that leads back to the image is larger by (alpha^2 / sigma) d. The
-    error counts less where that factor is above 1, so that taking it for true costs about d^2 at any low noise.
+    error counts less where that factor is above 1, so that answering what was seen costs d^2 / alpha^4, about d^2,
+    however low t. True images weigh the more at low noise by that, and are fewer there.
     """
     t = draw_times(len(batch.images), batch.images.device, noisy_every)[:, None, None, None]
     alpha, sigma = schedule(t)

@@ -98,6 +98,7 @@ def test_what_is_too_thin_for_the_samples_gets_twice_as_many(tmp_path: Path, cap
     with caplog.at_level(logging.INFO):
         statistics = export.export_mesh(field, all_occupied(), seen, settings, tmp_path / "a.glb", {}, "torch", "cpu")
     coarse, fine = (float(line.split()[-1]) for line in caplog.messages if "silhouettes agree to IoU" in line)
+    assert "parts too thin for 32 samples along a side: 64 are taken" in caplog.messages
     assert coarse < export.THIN_IOU and fine > coarse + 0.05
     assert statistics.components == 2 and statistics.iou > fine - 0.03
     caplog.clear()
@@ -105,6 +106,18 @@ def test_what_is_too_thin_for_the_samples_gets_twice_as_many(tmp_path: Path, cap
     with caplog.at_level(logging.INFO):
         export.export_mesh(field, all_occupied(), seen, given, tmp_path / "b.glb", {}, "torch", "cpu")
     assert "silhouettes agree to IoU" not in caplog.text
+
+
+def test_twice_as_many_samples_are_dropped_where_they_show_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "THIN_IOU", 1.0)
+    with caplog.at_level(logging.INFO):
+        exported(BALLS, SETTINGS, tmp_path)
+        monkeypatch.setattr(export, "MOST_SAMPLES", 127)
+        exported(BALLS, SETTINGS, tmp_path)
+    assert caplog.messages.count("128 samples along a side show about as much: 64 are kept") == 1
+    assert caplog.text.count("silhouettes agree to IoU") == 3  # two of the first, one of the second
 
 
 def test_solids_are_sampled_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
