@@ -158,9 +158,15 @@ def draw_batch(data: TrainingData, b: int, in_sets: int = 0, astray_every: int =
 
 def degraded_rows(b: int, in_sets: int, device: torch.device) -> Tensor:
     """Which of b images are degraded: the first sets, and the first of the images that are in none."""
+    return torch.cat([degraded for degraded, _ in _by_state(b, in_sets, device)])
+
+
+def _by_state(b: int, in_sets: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Rows that are degraded, and the others: of the images in sets, and of those that are in none."""
     rows = torch.arange(b, device=device)
     of_sets = in_sets // (DEGRADED_SHARE * TOGETHER) * TOGETHER
-    return torch.cat([rows[:of_sets], rows[in_sets : in_sets + (b - in_sets) // DEGRADED_SHARE]])
+    single = in_sets + (b - in_sets) // DEGRADED_SHARE
+    return [(rows[:of_sets], rows[of_sets:in_sets]), (rows[in_sets:single], rows[single:])]
 
 
 def astray_rows(b: int, in_sets: int, astray_every: int, device: torch.device) -> Tensor:
@@ -169,14 +175,12 @@ def astray_rows(b: int, in_sets: int, astray_every: int, device: torch.device) -
     Where `astray_every` is even these are other sets than those of high noise (train.draw_times), every fourth from the
     first on, so that at mid noise, where the words have to win, more than one in `astray_every` is astray.
     """
-    rows = torch.arange(b, device=device)
     if not astray_every:
-        return rows[:0]
+        return torch.arange(0, device=device)
     period = astray_every * TOGETHER
-    of_sets = rows[in_sets // (DEGRADED_SHARE * TOGETHER) * TOGETHER : in_sets]
-    single = rows[in_sets + (b - in_sets) // DEGRADED_SHARE :]
-    parts = [part[: len(part) // period * period].unflatten(0, (-1, period)) for part in (of_sets, single)]
-    return torch.cat([part[:, -TOGETHER:].flatten() for part in parts])
+    clean = [rows for _, rows in _by_state(b, in_sets, device)]
+    whole = [rows[: len(rows) // period * period].unflatten(0, (-1, period)) for rows in clean]
+    return torch.cat([rows[:, -TOGETHER:].flatten() for rows in whole])
 
 
 def go_astray(images: Tensor, layers: Tensor, recolour: Tensor, weight: Tensor, strength: Tensor) -> Tensor:

@@ -132,10 +132,7 @@ class Trainer:
             [self.flat.master], lr=self.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True, capturable=True
         )
         compiled = torch.compile(network, dynamic=False)
-
-        def draw() -> Batch:
-            return draw_batch(data, batch, in_sets, astray_every)
-
+        draw = functools.partial(draw_batch, data, batch, in_sets, astray_every)
         self.backward_graph = capture(lambda: self._backward(compiled, draw, noisy_every))
         self.update_graph = capture(self._update)
 

@@ -64,17 +64,24 @@ def test_views_of_a_set_show_one_thing_told_in_the_same_words(data: TrainingData
     assert degraded_rows(16, 0, torch.device("cpu")).tolist() == [0, 1]
 
 
-@pytest.mark.compiler
-def test_a_set_is_of_one_model_in_one_tint(data: TrainingData, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
+@pytest.fixture
+def composed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """What images are composed with, call by call."""
+    calls = []
 
     def watched(layers, tint, tinted, background):
-        seen.update(tint=tint, tinted=tinted, background=background)
+        calls.append({"tint": tint, "tinted": tinted, "background": background})
         return compose(layers, tint, tinted, background)
 
     monkeypatch.setattr(batches, "compose", watched)
+    return calls
+
+
+@pytest.mark.compiler
+def test_a_set_is_of_one_model_in_one_tint(data: TrainingData, composed: list[dict[str, torch.Tensor]]) -> None:
     torch.manual_seed(0)
     draw_batch(data, 32, in_sets=32)
+    (seen,) = composed
     for name in ("tint", "tinted"):
         of_sets = seen[name].unflatten(0, (8, TOGETHER))
         assert torch.equal(of_sets, of_sets[:, :1].expand_as(of_sets)), name
@@ -92,20 +99,14 @@ def test_one_set_in_two_that_are_not_degraded_goes_astray() -> None:
 
 @pytest.mark.compiler
 def test_what_goes_astray_is_told_and_shown_as_something_else(
-    data: TrainingData, monkeypatch: pytest.MonkeyPatch
+    data: TrainingData, composed: list[dict[str, torch.Tensor]]
 ) -> None:
     """The image itself is in the colour that its word means, and the others are what they are."""
-    composed = []
-
-    def watched(layers, tint, tinted, background):
-        composed.append((tint, tinted))
-        return compose(layers, tint, tinted, background)
-
-    monkeypatch.setattr(batches, "compose", watched)
     torch.manual_seed(0)
     batch = draw_batch(data, 256, in_sets=128, astray_every=2)
     lost = astray_rows(256, 128, 2, torch.device("cpu"))
-    ((tint, tinted),) = composed
+    (seen,) = composed
+    tint, tinted = seen["tint"], seen["tinted"]
     meant = (tint[:, None] - data.tint_mean).abs().amax(2).amin(1) < 1e-6
     assert bool(meant[lost][tinted[lost]].all()) and int(tinted[lost].sum()) > 20
     assert not bool(meant[tinted].all())  # the others have their shades
