@@ -35,7 +35,7 @@ from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.ops.memory import keep_freed_memory
 from nerf_bridge.optimize import optimise
 from nerf_bridge.prior import Prior, check_prior_name, find_prior, load_prior
-from nerf_bridge.prior.designs import designs_of, with_design
+from nerf_bridge.prior.designs import designs_of, split_design, with_design
 from nerf_bridge.run.checkpoint import has_checkpoint
 from nerf_bridge.run.directory import (
     RunDirectory,
@@ -131,7 +131,7 @@ def story(
         prior = prior or load_prior(config.prior, device, config.model, found, plan.words_device)
         check_views(config, prior)
         words = words_of(config, prior)
-    record["prior"] = asdict(prior.info())
+    record |= {"prior": asdict(prior.info()), "design": split_design(designed_prompt(config, prior))[1]}
     with timed(run, record, "optimise"):
         scene = build_scene(config, backend, device)
         progress = optimise(run, config, scene, prior, words, log, plan.rung)
@@ -153,8 +153,12 @@ def story(
 def words_of(config: GenerateConfig, prior: Prior) -> EncodedWords:
     """The prompts of a run, encoded by its prior."""
     view_prompts = prompts_by_view(config.prompt, config.guidance, config.model.offline)
-    prompt = with_design(config.prompt, designs_of(prior), config.model.design, config.seed)
-    return encode_words(prior, prompt, config.guidance, view_prompts=view_prompts)
+    return encode_words(prior, designed_prompt(config, prior), config.guidance, view_prompts=view_prompts)
+
+
+def designed_prompt(config: GenerateConfig, prior: Prior) -> str:
+    """The prompt of a run with the design that it draws, if its prior knows any."""
+    return with_design(config.prompt, designs_of(prior), config.model.design, config.seed)
 
 
 def check_views(config: GenerateConfig, prior: Prior) -> None:

@@ -26,6 +26,7 @@ from nerf_bridge.evaluate.truth import (
     Views,
     around,
     background_for,
+    of_design,
     read_prompt,
     true_views,
 )
@@ -51,7 +52,9 @@ class AssetResult:
     Attributes:
         imagenet: first and among-five hits, None where the noun is not judged.
         obeyed: colour words, None where the prompt has none.
-        change: of the silhouettes with azimuth; true_change: of the true model, of all that fit, that is most like it.
+        change: of the silhouettes with azimuth; true_change: of its true model, the one that the run's design means,
+            or, where its prior knows no designs, of all that fit the one most like it.
+        agreement: IoU of the silhouettes with those of its true model.
         fault: "empty", "fog" or "".
         pictures, true_pictures: [4, 3, s, s] front, right, back, left.
     """
@@ -66,6 +69,7 @@ class AssetResult:
     true_obeyed: float | None
     change: float
     true_change: float
+    agreement: float
     fault: str
     pictures: Tensor
     true_pictures: Tensor
@@ -105,7 +109,7 @@ def measure_assets(
     """
     requests = requests_of([prompt for prompt, _ in runs], models)
     bar = tqdm(list(zip(runs, requests, strict=True)), "assets")
-    return [measure_asset(run, request, judge, imagenet) for (_, run), request in bar]
+    return [measure_asset(run, request, models, judge, imagenet) for (_, run), request in bar]
 
 
 def requests_of(prompts: Sequence[str], models: Sequence[LibraryModel]) -> list[Request]:
@@ -122,13 +126,21 @@ def requests_of(prompts: Sequence[str], models: Sequence[LibraryModel]) -> list[
     return requests
 
 
-def measure_asset(run: RunDirectory, request: Request, judge: Judge, imagenet: ImageNetJudge | None) -> AssetResult:
+def measure_asset(
+    run: RunDirectory,
+    request: Request,
+    models: Sequence[LibraryModel],
+    judge: Judge,
+    imagenet: ImageNetJudge | None,
+) -> AssetResult:
     """Measure one finished run. Raises UserError when its file holds no textured mesh."""
-    cameras = around()
+    cameras, record = around(), read_record(run)
     views = asset_views(run.asset, cameras, background_for(request.prompt))
-    every = [true_views(request, cameras, lot) for lot in range(len(request.models))]
-    truths = every[:MOST_MODELS]
-    alike = max(every, key=lambda true: silhouette_agreement(true.solid(), views.solid()))
+    truths = [true_views(request, cameras, lot) for lot in range(min(MOST_MODELS, len(request.models)))]
+    designed = of_design(request, models, record.get("design", 0))
+    own_models = [true_views(designed, cameras, lot) for lot in range(len(designed.models))]
+    agreements = [silhouette_agreement(true.solid(), views.solid()) for true in own_models]
+    alike = own_models[int(np.argmax(agreements))]
     own, of_truth = imagenet_hits(views, truths, request.noun, imagenet)
     asked = asked_colours(request.prompt)
     obeyed = judge_beside_truth([views.inside()], [true.inside() for true in truths], asked)
@@ -143,7 +155,8 @@ def measure_asset(run: RunDirectory, request: Request, judge: Judge, imagenet: I
         true_obeyed=None if obeyed is None else float(np.mean(obeyed[1])),
         change=silhouette_change(views.solid()),
         true_change=silhouette_change(alike.solid()),
-        fault=fault_of(views, read_record(run)),
+        agreement=max(agreements),
+        fault=fault_of(views, record),
         pictures=views.small()[::2],
         true_pictures=alike.small()[::2],
     )
@@ -210,6 +223,7 @@ def silhouette_rows(found: Sequence[AssetResult]) -> list[Row]:
     ratios = [r.change / r.true_change for r in found if r.true_change >= ASYMMETRIC]
     off = mean_spread([[abs(r.change - r.true_change)] for r in found])
     rows = [spread_row("all", "silhouette_change_off_truth", off, "1 - IoU")]
+    rows.append(spread_row("all", "silhouette_agreement", mean_spread([[r.agreement] for r in found]), "IoU", 1.0))
     rows.append(Row("all", "asymmetric", len(ratios), "count"))
     if ratios:
         within = [[float(abs(ratio - 1) <= CHANGE_TOLERANCE)] for ratio in ratios]
@@ -236,6 +250,7 @@ def asset_lines(found: Sequence[AssetResult]) -> list[Row]:
         if r.obeyed is not None:
             rows.append(Row(r.prompt, "colour_obeyed", r.obeyed, "yes = 1", peer="truth", peer_value=r.true_obeyed))
         rows.append(Row(r.prompt, "silhouette_change", r.change, "1 - IoU", peer="truth", peer_value=r.true_change))
+        rows.append(Row(r.prompt, "silhouette_agreement", r.agreement, "IoU", peer="truth", peer_value=1.0))
         if r.imagenet is not None and r.true_imagenet is not None:
             truth = float(np.mean(r.true_imagenet[1]))
             rows.append(
@@ -252,7 +267,7 @@ def asset_lines(found: Sequence[AssetResult]) -> list[Row]:
 
 
 def asset_sheet(found: Sequence[AssetResult], path: Path) -> None:
-    """Each asset from four sides, and the true shape most like it below; words of failures in red."""
+    """Each asset from four sides, and its true model below; words of failures in red."""
     strips = []
     for r in found:
         missed = [word for word, wrong in (("not recognised", not any(r.hits)), ("colour", r.obeyed == 0)) if wrong]

@@ -25,7 +25,7 @@ from nerf_bridge.evaluate.judge import Judge
 from nerf_bridge.evaluate.measures import Spread, frechet_distance, saturation, seed_spread, sharpness
 from nerf_bridge.evaluate.results import Row, spread_row
 from nerf_bridge.evaluate.sheet import Strip, draw_sheet, save_sheet
-from nerf_bridge.evaluate.truth import MOST_MODELS, SMALL, Request, Views, around, background_for, true_views
+from nerf_bridge.evaluate.truth import MOST_MODELS, SMALL, Request, Views, around, background_for, of_design, true_views
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.run.directory import RunDirectory, is_finished, read_record
 from nerf_bridge.settings import merged
@@ -112,6 +112,9 @@ def measure_methods(
 ) -> dict[tuple[str, int], list[ObjectFigures]]:
     """Figures of every asset by method and seed; under "truth" and "truth again" those of true shapes, other lots each.
 
+    True shapes are those of the designs that the runs of their seed drew, so that lots differ in their shades of the
+    colours only; where a prior knows no designs they are any models of the nouns.
+
     A prompt that failed in some run is left out everywhere, so that all are compared on the same ones.
 
     Raises:
@@ -123,6 +126,7 @@ def measure_methods(
         raise UserError("no prompt ended well with all methods and seeds: see the messages of the runs")
     requests = requests_of([first[i].prompt for i in finished], models)
     seeds = sorted({seed for _, seed in jobs})
+    of_seed = {seed: part for (_, seed), part in jobs.items()}  # any method's: all draw the same designs
     keys = [*jobs, *((name, seed) for name in TRUTHS for seed in seeds)]
     found: dict[tuple[str, int], list[ObjectFigures]] = {}
     cameras = around(VIEWS)
@@ -135,7 +139,8 @@ def measure_methods(
             for i, request, of_truth in zip(finished, requests, truths, strict=True):
                 if name in TRUTHS:
                     lot = seeds.index(seed) + len(seeds) * TRUTHS.index(name)
-                    views, seconds = true_views(request, cameras, lot), 0.0
+                    design = read_record(RunDirectory(of_seed[seed][i].out)).get("design", 0)
+                    views, seconds = true_views(of_design(request, models, design), cameras, lot), 0.0
                 else:
                     run = RunDirectory(jobs[name, seed][i].out)
                     views = asset_views(run.asset, cameras, background_for(request.prompt))

@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior.data.colours import TINT_WORDS, TINTS
+from nerf_bridge.prior.data.design_masks import model_of_design
 from nerf_bridge.prior.data.holdout import stable_order
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.nouns import SYNONYMS
@@ -34,11 +35,13 @@ class Request:
     """What a prompt asks for.
 
     Attributes:
-        noun: a noun of the library; colour: a word of TINT_WORDS, or None.
+        name: what the prompt calls it; noun: the noun of the library that goes by this name.
+        colour: a word of TINT_WORDS, or None.
         models: those of the noun that can show the colour, in an order as if by lot.
     """
 
     prompt: str
+    name: str
     noun: str
     colour: str | None
     models: tuple[LibraryModel, ...]
@@ -74,11 +77,12 @@ def read_prompt(prompt: str, models: Sequence[LibraryModel]) -> Request:
     nouns = {model.noun for model in models}
     words = split_design(prompt)[0].strip().split()
     phrase = " ".join(words[1:] if words and words[0].lower() in ("a", "an", "the") else words)
-    colour = None
-    noun = _known(phrase, nouns)
+    colour, name = None, phrase
+    noun = _known(name, nouns)
     first, _, rest = phrase.partition(" ")
     if noun is None and first.lower() in TINT_WORDS:
-        colour, noun = first.lower(), _known(rest, nouns)
+        colour, name = first.lower(), rest
+        noun = _known(name, nouns)
     if noun is None:
         near = difflib.get_close_matches(rest if colour else phrase, sorted(nouns), n=2)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -88,13 +92,27 @@ def read_prompt(prompt: str, models: Sequence[LibraryModel]) -> Request:
     fitting = [model for model in models if model.noun == noun and shows(model, colour)]
     if not fitting:
         raise UserError(f"there is no true shape of {prompt!r}: no {noun} of the library can be {colour}")
-    return Request(prompt, noun, colour, tuple(sorted(fitting, key=lambda model: stable_order(model.name))))
+    return Request(prompt, name, noun, colour, tuple(sorted(fitting, key=lambda model: stable_order(model.name))))
 
 
 def _known(phrase: str, nouns: set[str]) -> str | None:
     if phrase in nouns:
         return phrase
     return next((noun for noun, others in SYNONYMS.items() if phrase in others and noun in nouns), None)
+
+
+def of_design(request: Request, models: Sequence[LibraryModel], design: int) -> Request:
+    """The same request with one model, the one that a `design` of it means to the embedded prior.
+
+    Args:
+        models: the library; design: 0 is none, and leaves the request as it is.
+    """
+    if design == 0:
+        return request
+    shown = [model for model in models if not model.holdout]
+    named = [request.name in (model.noun, *SYNONYMS.get(model.noun, ())) for model in shown]
+    fitting = [i for i, model in enumerate(shown) if named[i] and shows(model, request.colour)]
+    return replace(request, models=(shown[model_of_design(shown, fitting, design)],))
 
 
 def shows(model: LibraryModel, colour: str | None) -> bool:

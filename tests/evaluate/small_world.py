@@ -76,12 +76,14 @@ def box_glb(colour, size=(1.0, 0.4, 0.5)) -> bytes:
     return stream.getvalue()
 
 
-def finish(run: RunDirectory, prompt: str, asset: bytes, iou: float = 0.97, seconds: float = 60.0) -> RunDirectory:
+def finish(
+    run: RunDirectory, prompt: str, asset: bytes, iou: float = 0.97, seconds: float = 60.0, design: int = 0
+) -> RunDirectory:
     """Make `run` look like a finished one of `prompt`."""
     run.path.mkdir(parents=True, exist_ok=True)
     run.asset.write_bytes(asset)
     for path in (run.preview, run.turntable, run.report):
         path.write_bytes(b"x")
     record = {"prompt": prompt, "state": "done", "device": "a CPU", "versions": {}, "mesh": {"iou": iou}}
-    write_record(run, record | {"seconds": {"optimise": seconds}})
+    write_record(run, record | {"seconds": {"optimise": seconds}, "design": design})
     return run

@@ -106,6 +106,19 @@ def test_it_is_compared_with_the_model_most_like_it_of_all_that_fit(runs, monkey
     assert len(found.true_hits) == 8
 
 
+@pytest.mark.compiler
+def test_a_run_that_was_told_a_design_is_compared_with_its_model(tmp_path):
+    """Though another model is more like it."""
+    cube, other = [m for m in library() if m.noun in ("chair", "horse") and not m.holdout][:2]
+    models = [replace(m, name=name, noun="chair") for name, m in (("a", other), ("b", cube))]
+    for design in (1, 2):
+        finish(RunDirectory(tmp_path / str(design)), "a green chair", box_glb(GREEN), design=design)
+    of_other, of_cube = measure_assets(find_runs(tmp_path), models, Knower("chair", GREEN), None)
+    assert of_other.true_change != of_cube.true_change and of_other.agreement < of_cube.agreement < 1
+    rows = {row.metric: row.value for row in asset_rows([of_other, of_cube])}
+    assert rows["silhouette_agreement"] == pytest.approx((of_other.agreement + of_cube.agreement) / 2)
+
+
 def test_nothing_is_empty():
     nothing = Views(torch.ones(8, 3, 16, 16), torch.zeros(8, 16, 16))
     assert fault_of(nothing, {"mesh": {"iou": 0.99}}) == "empty"

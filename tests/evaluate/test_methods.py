@@ -19,6 +19,7 @@ from nerf_bridge.evaluate.methods import (
     method_sheet,
     run_methods,
 )
+from nerf_bridge.evaluate.truth import true_views
 from nerf_bridge.run.directory import RunDirectory
 
 METHODS = ("sds", "bridge")
@@ -102,6 +103,28 @@ def test_a_prompt_that_failed_somewhere_is_left_out_everywhere(jobs, tmp_path, m
     assert rows["bridge", "saturation"].peer == "truth" and rows["bridge", "saturation_off_truth"].value >= 0
     method_sheet(found, ["a green chair", "a green desk"], METHODS, tmp_path / "sheet.png")
     assert (tmp_path / "sheet.png").stat().st_size > 1000
+
+
+@pytest.mark.compiler
+def test_truth_is_the_model_of_the_design_that_the_seed_drew(jobs, monkeypatch):
+    """Its lots differ in the shade alone; without a design they are other models."""
+    monkeypatch.setattr("nerf_bridge.evaluate.methods.VIEWS", 4)
+    shown = []
+
+    def seen(request, cameras, lot):
+        shown.append((request.models, lot))
+        return true_views(request, cameras, lot)
+
+    monkeypatch.setattr("nerf_bridge.evaluate.methods.true_views", seen)
+    for (_, seed), part in jobs.items():
+        for job in part:
+            finish(RunDirectory(job.out), job.prompt, box_glb(GREEN), design=seed)  # the first seed's prior knows none
+    found = measure_methods(jobs, library(), random_judge())
+    assert {len(objects) for objects in found.values()} == {3}
+    sofas = [m for m in library() if m.noun == "sofa"]
+    of_sofa = {lot: models for models, lot in shown if models[0].noun == "sofa"}
+    assert {m.name for m in of_sofa[0]} == {m.name for m in of_sofa[2]} == {m.name for m in sofas}
+    assert of_sofa[1] == of_sofa[3] == (sofas[0],)
 
 
 def test_nothing_finished_is_told(jobs):

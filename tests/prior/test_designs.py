@@ -13,7 +13,7 @@ from nerf_bridge.errors import UserError
 from nerf_bridge.prior import designs
 from nerf_bridge.prior.batches import draw_designs
 from nerf_bridge.prior.data.captions import build_caption_table
-from nerf_bridge.prior.data.design_masks import design_masks
+from nerf_bridge.prior.data.design_masks import design_masks, model_of_design
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.primitives import build_primitives
 from nerf_bridge.prior.designs import (
@@ -63,6 +63,15 @@ def test_each_design_stands_for_one_model_as_long_as_there_are_enough(n: int) ->
     of_each = meant(models_of(*["chair"] * n))("a red chair")
     assert sorted(of_each) == list(range(n)) and [min(of_each[i]) for i in range(n)] == list(range(1, n + 1))
     assert sum(map(len, of_each.values())) == DESIGNS == len(set().union(*of_each.values()))
+
+
+def test_the_model_of_a_design_is_the_one_that_the_masks_name() -> None:
+    models = models_of("bar stool", "stool", "horse", "bar stool", "stool", "chair", plain=(4,))
+    designs_of = meant(models)
+    for text in ("a red stool", "a stool", "a red bar stool", "a red horse", "a chair"):
+        of_each = designs_of(text)
+        for design in range(1, DESIGNS + 1):
+            assert design in of_each[model_of_design(models, sorted(of_each), design)]
 
 
 def test_more_models_than_designs_leave_some_without() -> None:

@@ -39,6 +39,23 @@ def design_masks(captions: CaptionTable, models: Sequence[LibraryModel]) -> np.n
     return np.where(captions.usable[:, :, None, None], masks[found], 0)
 
 
+def model_of_design(models: Sequence[LibraryModel], fitting: Sequence[int], design: int) -> int:
+    """Which of `models` the `design` of a caption means.
+
+    Args:
+        models: those that the prior was trained on, in their order.
+        fitting: the rows of all of them that the caption fits: one name's, in a colour that they can show.
+        design: 1 to DESIGNS.
+
+    Returns:
+        One of `fitting`.
+    """
+    rank, size = _places_among_kinds(models)
+    rows = np.asarray(fitting)
+    meant = _masks_of(rank[rows], int(size[rows[0]])) >> (design - 1) & 1
+    return int(rows[np.flatnonzero(meant)[0]])
+
+
 def _places_among_kinds(models: Sequence[LibraryModel]) -> tuple[np.ndarray, np.ndarray]:
     """The place of each model among all models of kinds that share names, and how many those are.
 
