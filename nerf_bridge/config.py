@@ -133,13 +133,16 @@ class CameraConfig(Section):
 class RenderConfig(Section):
     """How a view is rendered while the field is optimised."""
 
-    size: int = Field(64, ge=16, le=1024, description="pixels along a side of a training view")
-    samples_across: int = Field(64, ge=16, le=1024, description="marching steps across the box's side")
+    size: int = Field(128, ge=16, le=1024, description="pixels along a side of a training view")
+    samples_across: int = Field(128, ge=16, le=1024, description="marching steps across the box's side")
     early_size: int | None = Field(
-        None, ge=16, le=1024, description="pixels along a side in the early part of the run; none: size all along"
+        64,
+        ge=16,
+        le=1024,
+        description="pixels along a side in the early part of the run, at most size; none: size all along",
     )
     early_until: float = Field(
-        0.2, ge=0, le=1, description="fraction of the steps at which early_size gives way to size"
+        0.8, ge=0, le=1, description="fraction of the steps at which early_size gives way to size"
     )
     grow_until: float | None = Field(
         None,
@@ -265,7 +268,7 @@ class OptimConfig(Section):
     ramp_from: float = Field(0.5, ge=0, le=1, description="fraction of the steps at which ramped weights start to rise")
     ramp_until: float = Field(1.0, ge=0, le=1, description="fraction at which they are whole; at ramp_from: they jump")
     weight_opacity: float = Field(0.001, ge=0, le=1e4, description="weight of the opacity (sparsity)")
-    weight_entropy: float = Field(0.002, ge=0, le=1e4, description="weight of the opacity entropy, ramped up")
+    weight_entropy: float = Field(0.01, ge=0, le=1e4, description="weight of the opacity entropy, ramped up")
     weight_thickness: float = Field(
         3.0, ge=0, le=1e4, description="weight of the depth's variance along each ray, ramped up: sharp surfaces"
     )

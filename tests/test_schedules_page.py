@@ -36,7 +36,9 @@ def test_a_curve_is_what_the_run_will_do():
         {
             "prompt": "a",
             "steps": 100,
+            "render.size": 64,
             "render.early_size": 16,
+            "render.early_until": 0.2,
             "render.grow_until": 0.6,
             "occupancy.every": 8,
             "occupancy.late_every": 20,

@@ -203,8 +203,7 @@ def transformer_numbers(tokens: int, width: int) -> int:
 def render_bytes(rung: Rung, config: GenerateConfig, view_group: int, cuda: bool) -> int:
     """Rays, and the samples that are in memory at once, forward and backward, at the largest size of the schedule."""
     render = config.render
-    size = max(render.size, render.early_size or 0)
-    rays = views_at_once(rung, config, view_group) * size**2
+    rays = views_at_once(rung, config, view_group) * render.size**2
     samples = int(rays * render.samples_across * SAMPLES_SHARE)
     samples = min(samples, rung.samples_at_once or samples)
     return rays * RAY_BYTES + samples * sample_bytes(config, cuda)
@@ -220,7 +219,8 @@ def graph_bytes(rung: Rung, config: GenerateConfig, cuda: bool) -> int:
         return 0
     render = config.render
     across = config.camera.views * render.samples_across * SAMPLES_SHARE
-    rooms = [room_for(int(across * size**2)) for size in (render.early_size or render.size, render.size)]
+    sizes = (min(render.early_size or render.size, render.size), render.size)
+    rooms = [room_for(int(across * size**2)) for size in sizes]
     largest = max((room for room in rooms if room is not None), default=0)
     graphs = min(GRAPHS_OF_A_LOOK * (LOOKS_OF_MIXED if render.shading == "mixed" else 1), MOST_GRAPHS)
     return int(min(graphs * largest, MOST_TOGETHER)) * sample_bytes(config, cuda)

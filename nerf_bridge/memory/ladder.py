@@ -99,8 +99,7 @@ def within_preset(config: GenerateConfig) -> GenerateConfig:
     if preset is None or preset.largest_view is None:
         return config
     render, most = config.render, preset.largest_view
-    early = None if render.early_size is None else min(render.early_size, most)
-    smaller = render.model_copy(update={"size": min(render.size, most), "early_size": early})
+    smaller = render.model_copy(update={"size": min(render.size, most)})
     return config.model_copy(update={"render": smaller})
 
 

@@ -26,8 +26,7 @@ DEGRADED_SHARE = 8  # one image in this many is degraded
 PAIR_REPEATS = 2
 TEXT_DROPOUT, CAMERA_DROPOUT = 0.1, 0.08
 DESIGN_TOLD = 0.8  # of the images with words
-OTHER_WORD, PALE = 0.35, 0.35  # of the colours gone astray: shares of another word's, and of the word's own gone pale
-BRIGHTNESS, PALEST = (0.35, 1.1), 0.7  # of those that are not pale, and how far pale ones may be on the way to white
+OTHER_WORD, BRIGHTNESS = 0.5, (0.35, 1.1)  # of a colour gone astray: share in another word's, and how bright it is
 
 
 @dataclass(frozen=True)
@@ -200,18 +199,17 @@ def go_astray(images: Tensor, layers: Tensor, recolour: Tensor, weight: Tensor, 
 def astray_colours(data: TrainingData, models: Tensor, tint: Tensor, leader: Tensor) -> Tensor:
     """Wrong colours [b, 3] for images of `models` [b] in `tint` [b], those of an image's `leader` [b].
 
-    The word's own, paler or from much darker to a little brighter, or another word's. Another word is one that the
-    model may be drawn in: no pair that is held out is drawn, though a paler, darker or mixed colour may come near its
-    word's, never as the answer.
+    The word's own or another word's, from much darker to a little brighter. Another word is one that the model may be
+    drawn in: no pair that is held out is drawn, though a darker or mixed colour may come near its word's, never as the
+    answer.
     """
     b, device = len(tint), tint.device
     other = torch.randint(1, 1 + len(data.tint_mean), (b,), device=device)[leader]
-    chance, amount = torch.rand(2, b, 1, device=device)[:, leader]
+    chance, brightness = torch.rand(2, b, 1, device=device)[:, leader]
     takes = data.usable[models, other][:, None] & (chance < OTHER_WORD)
     colour = torch.where(takes, data.tint_mean[other - 1], data.tint_mean[tint - 1])
     low, high = BRIGHTNESS
-    dimmed = (colour * (low + (high - low) * amount)).clamp(max=1)
-    return torch.where(chance > 1 - PALE, colour + PALEST * amount * (1 - colour), dimmed)
+    return (colour * (low + (high - low) * brightness)).clamp(max=1)
 
 
 def patches(leader: Tensor, rows: Tensor, size: int) -> Tensor:

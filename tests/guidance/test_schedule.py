@@ -66,7 +66,8 @@ def test_a_ramp_is_flat_linear_and_flat():
 def test_the_size_changes_at_its_fraction():
     settings = RenderConfig(size=512, early_size=64, early_until=0.2)
     assert [size_at(step, 25_000, settings) for step in (0, 4_999, 5_000, 24_999)] == [64, 64, 512, 512]
-    assert {size_at(step, 50, RenderConfig(size=32)) for step in range(50)} == {32}
+    assert {size_at(step, 50, RenderConfig(size=32, early_size=64)) for step in range(50)} == {32}  # never above size
+    assert {size_at(step, 50, RenderConfig(size=32, early_size=None)) for step in range(50)} == {32}
 
 
 def test_the_views_may_grow_by_doubling():
@@ -100,9 +101,9 @@ def test_sizes_of_any_schedule_grow_from_the_first_to_the_last(steps, early, siz
 @pytest.mark.parametrize(
     ("render", "said"),
     [
-        ({"grow_until": 0.5}, "render.grow_until needs an early_size up to size (64), got None"),
-        ({"grow_until": 0.5, "early_size": 128}, "render.grow_until needs an early_size up to size (64), got 128"),
-        ({"grow_until": 0.1, "early_size": 32}, "render.early_until (0.2) is above grow_until (0.1)"),
+        ({"grow_until": 0.9, "early_size": None}, "render.grow_until needs an early_size up to size (128), got None"),
+        ({"grow_until": 0.9, "early_size": 256}, "render.grow_until needs an early_size up to size (128), got 256"),
+        ({"grow_until": 0.1, "early_size": 32}, "render.early_until (0.8) is above grow_until (0.1)"),
     ],
 )
 def test_a_schedule_of_sizes_that_cannot_be_is_refused(render, said):

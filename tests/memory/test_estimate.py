@@ -345,7 +345,8 @@ def test_each_rung_needs_no_more_than_the_one_above():
     ],
 )
 def test_the_graphs_of_the_views_hold_memory_on_the_first_rung_of_a_gpu(changes, samples):
-    config = build_config({"prompt": "a", "camera.views": 1} | changes)
+    plain = {"prompt": "a", "camera.views": 1, "render.early_size": None, "render.samples_across": 64}
+    config = build_config(plain | changes)
     said = estimate.graph_bytes(WHOLE, config, cuda=True)
     assert said == pytest.approx(samples * estimate.sample_bytes(config, cuda=True), rel=1e-5)
     plain = render_bytes(WHOLE, config, 1, cuda=True)

@@ -9,7 +9,6 @@ from nerf_bridge.prior import batches
 from nerf_bridge.prior.batches import (
     BRIGHTNESS,
     PAIR_REPEATS,
-    PALEST,
     TrainingData,
     astray_colours,
     astray_rows,
@@ -121,7 +120,7 @@ def test_what_goes_astray_is_told_and_shown_as_something_else(
 
 @pytest.mark.compiler
 def test_colours_go_astray_to_what_the_model_may_be_drawn_in(data: TrainingData) -> None:
-    """Red goes to darker and to paler red and, as nothing else is usable, to blues; a set goes one way."""
+    """Red goes to darker red and, as nothing else is usable, to blues; a set goes one way."""
     red, blue = TINT_WORDS.index("red"), TINT_WORDS.index("blue")
     usable = torch.zeros_like(data.usable)
     usable[:, 1 + red] = usable[:, 1 + blue] = True
@@ -136,10 +135,8 @@ def test_colours_go_astray_to_what_the_model_may_be_drawn_in(data: TrainingData)
         return same & (amounts[:, 0] > low - 1e-4) & (amounts[:, 0] < high + 1e-4)
 
     dark, blues = (share(colours / data.tint_mean[word], *BRIGHTNESS) for word in (red, blue))
-    pale = share((colours - data.tint_mean[red]) / (1 - data.tint_mean[red]), 0.0, PALEST)
-    assert bool((dark | blues | pale).all())
-    assert 0.3 < float(pale.float().mean()) < 0.4
-    assert 0.005 < float(blues.float().mean()) < 0.05  # of a third those whose lot is blue, one of 16 words
+    assert bool((dark | blues).all())
+    assert 0.01 < float(blues.float().mean()) < 0.06  # of a half those whose lot is blue, one of 16 words
 
 
 def test_only_the_tintable_part_goes_to_another_colour_and_the_background_stays() -> None:
