@@ -169,7 +169,7 @@ def test_the_last_prompts_for_evaluation_are_the_pairs_kept_out_of_training():
     assert held_out == [False] * 45 + [True] * 15
 
 
-@pytest.mark.parametrize(("file", "n"), [("tuning.txt", 20), ("tuning-everyday.txt", 16)])
+@pytest.mark.parametrize(("file", "n"), [("tuning.txt", 20), ("tuning-everyday.txt", 16), ("tuning-thin.txt", 8)])
 def test_the_prompts_for_tuning_touch_nothing_that_is_kept_for_evaluation(file, n):
     tuning = prompts_of(file)
     assert len(set(tuning)) == len(tuning) == n

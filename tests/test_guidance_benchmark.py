@@ -22,6 +22,7 @@ from benchmarks.guidance_models import FAMILIES, Build
 from benchmarks.kernel_cases import Setting
 from benchmarks.timing import Ceilings
 from nerf_bridge.errors import UserError
+from nerf_bridge.graphed_render import GraphedRender
 
 STAGES = ("render", "encode", "predict", "backward", "optimiser")
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -95,6 +96,19 @@ def test_the_stages_do_what_the_step_does(name):
     largest = float(found[0].abs().max())
     assert largest > 0 and torch.equal(found[0], found[1]) and torch.equal(found[2], found[3])
     assert torch.allclose(found[0], found[2], atol=0.02 * largest)
+
+
+def test_the_views_that_are_timed_come_from_a_graph_as_in_a_run(monkeypatch):
+    rooms = []
+    monkeypatch.setattr(GraphedRender, "_capture", lambda self, look, room, inputs: rooms.append((look.size, room)))
+    case = guidance_steps.STEP_CASES["step_64"]("step_64")
+    config = guidance_steps.step_config(case, TRIAL.shrink)
+    scene = guidance_steps.make_scene(case, config, TRIAL.backend, TRIAL.device)
+    runner = guidance_steps.make_runner(scene, config, TRIAL, "ours")
+    for views in (GraphedRender(scene, enabled=False), GraphedRender(scene, enabled=True)):
+        assert rooms == []
+        guidance_steps.come_to_pace(dataclasses.replace(runner, views=views), guidance_steps.FIRST[case.size])
+    assert len(rooms) == 1 and rooms[0][0] == config.render.early_size
 
 
 @pytest.mark.slow

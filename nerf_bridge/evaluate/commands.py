@@ -21,6 +21,7 @@ from nerf_bridge.evaluate.batches import has_noun
 from nerf_bridge.evaluate.imagenet import load_imagenet_judge
 from nerf_bridge.evaluate.judge import Judge, load_judge
 from nerf_bridge.evaluate.methods import (
+    figures_by_seed,
     finished_prompts,
     measure_methods,
     method_jobs,
@@ -148,7 +149,9 @@ def evaluate_methods(
     runs = [RunDirectory(part[i].out) for part in jobs.values() for i in finished_prompts(jobs)]
     made_by = read_record(runs[0]).get("device", "unknown")
     about = {"prompts": compared, "evaluator": tools.judge.sha256, "made_by": made_by, "priors": priors_of(runs)}
-    rows = [*method_rows(found, methods), Row("all", "failed", n_failed, "count")]
+    figures = figures_by_seed(found)
+    about |= {"by_seed": figures}
+    rows = [*method_rows(figures, methods, len(compared)), Row("all", "failed", n_failed, "count")]
     report = _report(tools, "evaluate-methods", rows, sheet, about)
     if n_failed:
         raise RunError(f"{n_failed} runs failed; {report.results} compares the others; the same command tries again")

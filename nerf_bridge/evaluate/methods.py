@@ -39,7 +39,12 @@ UNITS = {
     "retrieval_top1": "of the views",
     "colour_obeyed": "of the assets",
     "seconds": "s",
+    "saturation_off_truth": "0..1",
+    "sharpness_off_truth": "0..1",
 }
+WITH_TRUTH = ("saturation", "sharpness", "retrieval_top1", "colour_obeyed")  # figures that true shapes have too
+OFF_TRUTH = ("saturation", "sharpness")
+COMPARED = ("frechet", "saturation_off_truth", "sharpness_off_truth")  # seed by seed with the first method's
 
 
 @dataclass(frozen=True)
@@ -163,30 +168,52 @@ def figures_of(objects: Sequence[ObjectFigures], truth: Sequence[ObjectFigures])
     return figures | ({"colour_obeyed": float(np.mean(obeyed))} if obeyed else {})
 
 
-def method_rows(found: Mapping[tuple[str, int], Sequence[ObjectFigures]], methods: Sequence[str]) -> list[Row]:
-    """Rows of every method with spreads over seeds; the floor of the distance is truth against truth."""
-    seeds = sorted({seed for _, seed in found})
-    by_seed = {
-        name: [figures_of(found[name, seed], found["truth", seed]) for seed in seeds] for name in (*methods, *TRUTHS)
-    }
-    floor = spread_of(by_seed["truth again"], "frechet").value
-    rows = [Row("all", "prompts", len(found["truth", seeds[0]]), "count"), Row("all", "seeds", len(seeds), "count")]
+def figures_by_seed(
+    found: Mapping[tuple[str, int], Sequence[ObjectFigures]],
+) -> dict[str, dict[int, dict[str, float]]]:
+    """The figures of every method and of the true shapes at each seed; those of OFF_TRUTH also as their distance from
+    truth's at that seed."""
+    by_seed: dict[str, dict[int, dict[str, float]]] = {}
+    for (name, seed), objects in found.items():
+        by_seed.setdefault(name, {})[seed] = figures_of(objects, found["truth", seed])
+    for of_method in by_seed.values():
+        for seed, own in of_method.items():
+            own |= {f"{name}_off_truth": abs(own[name] - by_seed["truth"][seed][name]) for name in OFF_TRUTH}
+    return by_seed
+
+
+def method_rows(
+    by_seed: Mapping[str, Mapping[int, Mapping[str, float]]], methods: Sequence[str], n_prompts: int
+) -> list[Row]:
+    """Rows of every method with spreads over seeds; the floor of the Frechet distance is truth against truth.
+
+    What a method's figures are less those of the first method, seed by seed, has rows of its own: seeds draw other
+    designs, which are harder or easier for all methods alike.
+
+    Args:
+        by_seed: what `figures_by_seed` gives.
+    """
+    rows = [Row("all", "prompts", n_prompts, "count"), Row("all", "seeds", len(by_seed["truth"]), "count")]
     for method in methods:
-        for name in UNITS:
-            if name not in by_seed[method][0]:
-                continue
-            truth = None if name in ("frechet", "seconds") else spread_of(by_seed["truth"], name).value
-            figure = spread_of(by_seed[method], name)
-            rows.append(spread_row(method, name, figure, UNITS[name], truth, floor if name == "frechet" else None))
-        for name in ("saturation", "sharpness"):
-            away = [abs(own[name] - true[name]) for own, true in zip(by_seed[method], by_seed["truth"], strict=True)]
-            rows.append(spread_row(method, f"{name}_off_truth", seed_spread(away), UNITS[name]))
+        for name, unit in UNITS.items():
+            if all(name in own for own in by_seed[method].values()):
+                truth = spread_of(by_seed["truth"], name).value if name in WITH_TRUTH else None
+                floor = spread_of(by_seed["truth again"], name).value if name == "frechet" else None
+                rows.append(spread_row(method, name, spread_of(by_seed[method], name), unit, truth, floor))
+        if method != methods[0]:
+            rows += [difference_row(by_seed, method, methods[0], name) for name in COMPARED]
     return rows
 
 
-def spread_of(figures: Sequence[Mapping[str, float]], name: str) -> Spread:
+def difference_row(by_seed: Mapping[str, Mapping[int, Mapping[str, float]]], method: str, first: str, name: str) -> Row:
+    """What a figure of `method` is less the same of `first`, with its spread over seeds."""
+    less = [own[name] - by_seed[first][seed][name] for seed, own in by_seed[method].items()]
+    return spread_row(method, f"{name}_less_{first}", seed_spread(less), UNITS[name])
+
+
+def spread_of(figures: Mapping[int, Mapping[str, float]], name: str) -> Spread:
     """The spread over seeds of the figure `name`."""
-    return seed_spread([figure[name] for figure in figures])
+    return seed_spread([figure[name] for figure in figures.values()])
 
 
 def method_sheet(

@@ -12,6 +12,7 @@ from nerf_bridge.batch.pool import Engine
 from nerf_bridge.errors import Interrupted, RunError, UserError
 from nerf_bridge.evaluate.methods import (
     ObjectFigures,
+    figures_by_seed,
     finished_prompts,
     measure_methods,
     method_jobs,
@@ -94,7 +95,7 @@ def test_a_prompt_that_failed_somewhere_is_left_out_everywhere(jobs, tmp_path, m
     found = measure_methods(jobs, library(), random_judge())
     assert {len(objects) for objects in found.values()} == {2}
     assert {name for name, _ in found} == {*METHODS, "truth", "truth again"}
-    rows = {(row.case, row.metric): row for row in method_rows(found, METHODS)}
+    rows = {(row.case, row.metric): row for row in method_rows(figures_by_seed(found), METHODS, 2)}
     assert rows["bridge", "colour_obeyed"].value == 1.0 and rows["sds", "colour_obeyed"].value == 0.0
     assert (
         rows["sds", "seconds"].value == 10.5 and rows["all", "prompts"].value == 2 and rows["all", "seeds"].value == 2
@@ -144,9 +145,25 @@ def test_the_nearer_method_has_the_smaller_distance_and_spreads_are_over_seeds()
     for seed, shift in ((0, 0.0), (1, 0.4)):
         found |= {("sds", seed): objects(3.0 + shift, 0.9), ("bridge", seed): objects(1.0 + shift, 0.6 + 0.1 * seed)}
         found |= {("truth", seed): objects(0.0, 0.5), ("truth again", seed): objects(0.01, 0.5)}
-    rows = {(row.case, row.metric): row for row in method_rows(found, METHODS)}
+    rows = {(row.case, row.metric): row for row in method_rows(figures_by_seed(found), METHODS, 6)}
     assert rows["bridge", "frechet"].p90 < rows["sds", "frechet"].p10
     assert rows["bridge", "frechet"].p10 < rows["bridge", "frechet"].value < rows["bridge", "frechet"].p90
     assert rows["sds", "saturation_off_truth"].value == pytest.approx(0.4)
     assert rows["bridge", "saturation_off_truth"].value == pytest.approx(0.15)
     assert ("sds", "colour_obeyed") not in rows and rows["sds", "frechet"].floor < 1
+    assert ("sds", "frechet_less_sds") not in rows
+
+
+def test_methods_are_compared_seed_by_seed():
+    """So that seeds which are harder for all of them do not hide which is better."""
+    found = {}
+    for seed, shift in ((0, 0.0), (1, 2.0), (2, 4.0)):
+        found |= {("sds", seed): objects(3.0 + shift, 0.9), ("bridge", seed): objects(2.8 + shift, 0.8)}
+        found |= {("truth", seed): objects(0.0, 0.5), ("truth again", seed): objects(0.01, 0.5)}
+    rows = {(row.case, row.metric): row for row in method_rows(figures_by_seed(found), METHODS, 6)}
+    assert rows["bridge", "frechet"].p90 > rows["sds", "frechet"].p10  # the spreads overlap
+    assert rows["bridge", "frechet_less_sds"].p90 < 0
+    assert rows["bridge", "frechet_less_sds"].value == pytest.approx(
+        rows["bridge", "frechet"].value - rows["sds", "frechet"].value
+    )
+    assert rows["bridge", "saturation_off_truth_less_sds"].value == pytest.approx(-0.1)
