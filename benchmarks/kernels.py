@@ -18,7 +18,6 @@ import gc
 import logging
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +34,7 @@ from benchmarks.render_cases import render_case
 from benchmarks.report import results_path, save_results, summary
 from benchmarks.timing import GIB, Ceilings, Clock, Timing, measure_ceilings, peak_gib, time_stages
 from nerf_bridge.errors import UserError, one_line
+from nerf_bridge.evaluate.results import commit
 from nerf_bridge.ops.backend import resolve_backend
 
 logger = logging.getLogger(__name__)
@@ -249,20 +249,6 @@ def record(
         "left_out": left_out,
         "rows": rows,
     }
-
-
-def commit() -> str:
-    """The commit of the checkout, and whether it was changed since; "unknown" outside a checkout.
-
-    Of a tree that was copied without its history, what NERF_BRIDGE_COMMIT says.
-    """
-    if told := os.environ.get("NERF_BRIDGE_COMMIT"):
-        return told
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=7", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 def on_cpu(setting: Setting) -> Setting:

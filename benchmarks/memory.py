@@ -28,12 +28,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.kernels import commit
 from benchmarks.random_models import write_stable_diffusion
 from benchmarks.report import not_measured, results_path, save_results, summary
 from benchmarks.timing import GIB
 from nerf_bridge.config import GenerateConfig, build_config
 from nerf_bridge.errors import RunError, UserError, one_line
+from nerf_bridge.evaluate.results import commit
 from nerf_bridge.memory.estimate import needs_on
 from nerf_bridge.memory.ladder import RUNGS, find_preset, within_preset
 from nerf_bridge.memory.model_sizes import read_sizes

@@ -27,10 +27,10 @@ import torch
 import trimesh
 from torch import Tensor
 
-from benchmarks.gallery import commit
 from nerf_bridge.config import MeshConfig, build_config
 from nerf_bridge.device import resolve_device
 from nerf_bridge.errors import RunError, UserError
+from nerf_bridge.evaluate.results import commit
 from nerf_bridge.mesh.data import MeshStatistics, Silhouettes
 from nerf_bridge.mesh.export import export_mesh
 from nerf_bridge.mesh.silhouettes import mean_iou, opaque_masks, render_silhouettes

@@ -39,6 +39,7 @@ from nerf_bridge.scene.mesh_render import shade_mesh
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 ASYMMETRIC = 0.2  # change of the true silhouettes with azimuth from which an object's own change is compared
 CHANGE_TOLERANCE = 0.3
 EMPTY_COVERAGE = 0.02  # of the pictures, below which an asset is empty
@@ -89,11 +90,13 @@ def find_runs(folder: Path) -> list[tuple[str, RunDirectory]]:
     return found
 
 
-def asset_views(path: Path, cameras: Cameras, background: float) -> Views:
-    """Renders of a GLB without light (its texture holds the light of the prior's pictures), at LARGE pixels."""
-    backend = resolve_backend("auto", torch.device("cpu"))
-    images, coverage = shade_mesh(load_textured_mesh(path), cameras, LARGE, backend, (background,) * 3, supersample=2)
-    return Views(images.permute(0, 3, 1, 2).clamp(0, 1), coverage)
+def asset_views(path: Path, cameras: Cameras, background: float, device: torch.device = CPU) -> Views:
+    """Renders of a GLB without light (its texture holds the light of the prior's pictures), at LARGE pixels, made on
+    `device` and brought to the CPU."""
+    backend = resolve_backend("auto", device)
+    mesh = load_textured_mesh(path).to(device)
+    images, coverage = shade_mesh(mesh, cameras, LARGE, backend, (background,) * 3, supersample=2)
+    return Views(images.permute(0, 3, 1, 2).clamp(0, 1).cpu(), coverage.cpu())
 
 
 def measure_assets(
@@ -101,15 +104,16 @@ def measure_assets(
     models: Sequence[LibraryModel],
     judge: Judge,
     imagenet: ImageNetJudge | None,
+    device: torch.device = CPU,
 ) -> list[AssetResult]:
-    """Measure every run beside its truth, with a progress bar.
+    """Measure every run beside its truth, with a progress bar; the assets are rendered on `device`.
 
     Raises:
         UserError: a prompt has no true shape in the library; all of them are named.
     """
     requests = requests_of([prompt for prompt, _ in runs], models)
     bar = tqdm(list(zip(runs, requests, strict=True)), "assets")
-    return [measure_asset(run, request, models, judge, imagenet) for (_, run), request in bar]
+    return [measure_asset(run, request, models, judge, imagenet, device) for (_, run), request in bar]
 
 
 def requests_of(prompts: Sequence[str], models: Sequence[LibraryModel]) -> list[Request]:
@@ -132,10 +136,11 @@ def measure_asset(
     models: Sequence[LibraryModel],
     judge: Judge,
     imagenet: ImageNetJudge | None,
+    device: torch.device,
 ) -> AssetResult:
     """Measure one finished run. Raises UserError when its file holds no textured mesh."""
     cameras, record = around(), read_record(run)
-    views = asset_views(run.asset, cameras, background_for(request.prompt))
+    views = asset_views(run.asset, cameras, background_for(request.prompt), device)
     truths = [true_views(request, cameras, lot) for lot in range(min(MOST_MODELS, len(request.models)))]
     designed = of_design(request, models, record.get("design", 0))
     own_models = [true_views(designed, cameras, lot) for lot in range(len(designed.models))]

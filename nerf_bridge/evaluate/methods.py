@@ -19,7 +19,7 @@ from nerf_bridge.batch.jobs import Job, read_jobs
 from nerf_bridge.batch.pool import Engine
 from nerf_bridge.batch.queue import run_batch
 from nerf_bridge.errors import UserError
-from nerf_bridge.evaluate.assets import asset_views, requests_of
+from nerf_bridge.evaluate.assets import CPU, asset_views, requests_of
 from nerf_bridge.evaluate.colours import asked_colours, judge_beside_truth
 from nerf_bridge.evaluate.judge import Judge
 from nerf_bridge.evaluate.measures import Spread, frechet_distance, saturation, seed_spread, sharpness
@@ -113,14 +113,18 @@ def measure_object(
 
 
 def measure_methods(
-    jobs: Mapping[tuple[str, int], Sequence[Job]], models: Sequence[LibraryModel], judge: Judge
+    jobs: Mapping[tuple[str, int], Sequence[Job]],
+    models: Sequence[LibraryModel],
+    judge: Judge,
+    device: torch.device = CPU,
 ) -> dict[tuple[str, int], list[ObjectFigures]]:
     """Figures of every asset by method and seed; under "truth" and "truth again" those of true shapes, other lots each.
 
     True shapes are those of the designs that the runs of their seed drew, so that lots differ in their shades of the
     colours only; where a prior knows no designs they are any models of the nouns.
 
-    A prompt that failed in some run is left out everywhere, so that all are compared on the same ones.
+    A prompt that failed in some run is left out everywhere, so that all are compared on the same ones. Assets are
+    rendered on `device`.
 
     Raises:
         UserError: a prompt has no true shape in the library, or none ended well.
@@ -148,7 +152,7 @@ def measure_methods(
                     views, seconds = true_views(of_design(request, models, design), cameras, lot), 0.0
                 else:
                     run = RunDirectory(jobs[name, seed][i].out)
-                    views = asset_views(run.asset, cameras, background_for(request.prompt))
+                    views = asset_views(run.asset, cameras, background_for(request.prompt), device)
                     seconds = float(sum(read_record(run).get("seconds", {}).values()))
                 found.setdefault((name, seed), []).append(measure_object(views, request, judge, seconds, of_truth))
                 bar.update()

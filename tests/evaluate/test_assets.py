@@ -11,7 +11,7 @@ from evaluate.small_world import GREEN, RED, Knower, box_glb, finish, library
 from nerf_bridge.errors import UserError
 from nerf_bridge.evaluate import assets
 from nerf_bridge.evaluate.assets import asset_lines, asset_rows, asset_sheet, fault_of, find_runs, measure_assets
-from nerf_bridge.evaluate.truth import Views
+from nerf_bridge.evaluate.truth import Views, around
 from nerf_bridge.prior.data.holdout import stable_order
 from nerf_bridge.run.directory import RunDirectory, write_record
 
@@ -117,6 +117,16 @@ def test_a_run_that_was_told_a_design_is_compared_with_its_model(tmp_path):
     assert of_other.true_change != of_cube.true_change and of_other.agreement < of_cube.agreement < 1
     rows = {row.metric: row.value for row in asset_rows([of_other, of_cube])}
     assert rows["silhouette_agreement"] == pytest.approx((of_other.agreement + of_cube.agreement) / 2)
+
+
+@pytest.mark.cuda
+def test_a_gpu_renders_assets_as_the_cpu_does(runs):
+    path, cameras = RunDirectory(runs / "one").asset, around()
+    on_cpu, on_gpu = (assets.asset_views(path, cameras, 1.0, torch.device(kind)) for kind in ("cpu", "cuda"))
+    assert on_gpu.images.device.type == on_gpu.coverage.device.type == "cpu"
+    assert (on_gpu.images - on_cpu.images).abs().mean() < 1e-4 and (
+        on_gpu.coverage - on_cpu.coverage
+    ).abs().mean() < 1e-4
 
 
 def test_nothing_is_empty():

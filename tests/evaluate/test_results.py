@@ -11,7 +11,7 @@ from PIL import Image
 
 from nerf_bridge.errors import RunError
 from nerf_bridge.evaluate.measures import Spread
-from nerf_bridge.evaluate.results import Row, format_table, spread_row, write_results
+from nerf_bridge.evaluate.results import Row, commit, format_table, spread_row, write_results
 from nerf_bridge.evaluate.sheet import Strip, draw_sheet, save_sheet
 
 ROWS = [
@@ -40,6 +40,11 @@ def test_results_are_of_the_common_format(tmp_path):
         "peer": "truth", "peer_value": 0.45,
     }  # fmt: skip
     assert "floor" not in document["rows"][2] and document["rows"][0]["floor"] == 2.5
+
+
+def test_a_tree_without_its_history_is_told_its_commit(monkeypatch):
+    monkeypatch.setenv("NERF_BRIDGE_COMMIT", "abc1234")
+    assert commit() == "abc1234"
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
