@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from oracle_objects import OBJECTS, KnownObject
 from torch import Tensor
+from torch.nn import functional
 
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.prior.protocol import PriorInfo, PromptEmbeddings, ViewCondition
@@ -52,7 +53,8 @@ class OraclePrior:
         return PromptEmbeddings(tokens, torch.ones(tokens.shape[:2], dtype=torch.bool))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        return 2 * images - 1
+        """As the embedded prior's: each pixel is the mean of its part of a larger image."""
+        return 2 * functional.avg_pool2d(images, images.shape[-1] // self.image_size) - 1
 
     def decode_image(self, x: Tensor) -> Tensor:
         return (0.5 * x + 0.5).clamp(0, 1)
