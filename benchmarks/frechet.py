@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -25,9 +24,10 @@ from tqdm import tqdm
 from nerf_bridge import pipeline
 from nerf_bridge.batch.jobs import read_jobs
 from nerf_bridge.errors import UserError
+from nerf_bridge.evaluate.assets import CPU
 from nerf_bridge.evaluate.judge import Judge, load_judge
 from nerf_bridge.evaluate.measures import frechet_distance
-from nerf_bridge.evaluate.methods import VIEWS
+from nerf_bridge.evaluate.methods import VIEWS, evenly
 from nerf_bridge.evaluate.results import Row, format_table, write_results
 from nerf_bridge.evaluate.truth import LARGE, SMALL, Request, Views, around, of_design, read_prompt, true_views
 from nerf_bridge.paths import data_path
@@ -36,7 +36,6 @@ from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.pack import load_library
 
 ROOT = Path(__file__).resolve().parents[1]
-CPU = torch.device("cpu")
 PROMPTS = 20
 REFERENCE, OTHER_SHADE = 0, 1  # lots of true_views
 COUNTS = (1, 2, 4)  # of the objects that are wrong
@@ -64,12 +63,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def evenly(items: Sequence[str], most: int) -> list[str]:
-    """At most `most` of `items`, evenly spaced, as `evaluate methods` takes its prompts."""
-    chosen = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
-    return [items[i] for i in chosen]
-
-
 def distances(requests: Sequence[Request], models: Sequence[LibraryModel], judge: Judge) -> list[Row]:
     """One row for each thing that is wrong."""
     designed = [of_design(request, models, 1) for request in requests]
@@ -87,7 +80,7 @@ def distances(requests: Sequence[Request], models: Sequence[LibraryModel], judge
     for case, swap in swaps.items():
         wrong = [swap(request, models) for request in requests]
         there = [i for i, request in enumerate(wrong) if request is not None]
-        for n in COUNTS:
+        for n in (n for n in COUNTS if n <= len(there)):
             features = list(right)
             for i in there[:: max(1, len(there) // n)][:n]:
                 features[i] = judge.features(seen(wrong[i], OTHER_SHADE).small())

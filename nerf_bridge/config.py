@@ -133,7 +133,7 @@ class CameraConfig(Section):
 class RenderConfig(Section):
     """How a view is rendered while the field is optimised."""
 
-    size: int = Field(128, ge=16, le=1024, description="pixels along a side of a training view")
+    size: int = Field(128, ge=16, le=1024, description="pixels along a side of a training view, from early_until on")
     samples_across: int = Field(128, ge=16, le=1024, description="marching steps across the box's side")
     early_size: int | None = Field(
         64,

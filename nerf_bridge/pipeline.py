@@ -131,7 +131,7 @@ def story(
         prior = prior or load_prior(config.prior, device, config.model, found, plan.words_device)
         check_views(config, prior)
         words = words_of(config, prior)
-    record |= {"prior": asdict(prior.info()), "design": split_design(designed_prompt(config, prior))[1]}
+    record |= {"prior": asdict(prior.info()), "design": design_of(config, prior)}
     with timed(run, record, "optimise"):
         scene = build_scene(config, backend, device)
         progress = optimise(run, config, scene, prior, words, log, plan.rung)
@@ -159,6 +159,11 @@ def words_of(config: GenerateConfig, prior: Prior) -> EncodedWords:
 def designed_prompt(config: GenerateConfig, prior: Prior) -> str:
     """The prompt of a run with the design that it draws, if its prior knows any."""
     return with_design(config.prompt, designs_of(prior), config.model.design, config.seed)
+
+
+def design_of(config: GenerateConfig, prior: Prior) -> int:
+    """The design that a run draws; 0 where its prior knows none, or is told none."""
+    return split_design(designed_prompt(config, prior))[1] if designs_of(prior) else 0
 
 
 def check_views(config: GenerateConfig, prior: Prior) -> None:

@@ -28,6 +28,7 @@ from tiny_run import (
 )
 
 from nerf_bridge import pipeline
+from nerf_bridge.config import build_config
 from nerf_bridge.errors import Interrupted, UserError
 from nerf_bridge.mesh.inspect import inspect_file, inspection_record
 from nerf_bridge.run.checkpoint import load_checkpoint, save_checkpoint
@@ -114,6 +115,17 @@ def test_the_record_tells_what_happened(finished):
     mesh = trimesh.load(finished.asset, force="mesh")
     assert record["mesh"]["faces"] == len(mesh.faces)
     assert record["mesh"]["bounds_m"][1] == pytest.approx(mesh.bounds[1].tolist(), abs=1e-6)
+
+
+def test_the_design_is_that_of_a_prior_that_knows_some(monkeypatch):
+    """Words like a design's are no design for a prior that knows none, whatever their number."""
+    plain, named = (build_config({"prompt": prompt, "seed": 4}) for prompt in ("a plan", "a plan, design 40"))
+    monkeypatch.setattr(pipeline, "designs_of", lambda prior: 0)
+    assert pipeline.design_of(plain, None) == pipeline.design_of(named, None) == 0
+    monkeypatch.setattr(pipeline, "designs_of", lambda prior: 32)
+    assert pipeline.design_of(plain, None) == 5
+    assert pipeline.design_of(build_config({"prompt": "a plan, design 7"}), None) == 7
+    assert pipeline.design_of(build_config({"prompt": "a plan", "model.design": 0}), None) == 0
 
 
 def test_the_asset_tells_what_it_is(finished):

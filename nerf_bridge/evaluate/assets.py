@@ -56,6 +56,7 @@ class AssetResult:
         change: of the silhouettes with azimuth; true_change: of its true model, the one that the run's design means,
             or, where its prior knows no designs, of all that fit the one most like it.
         agreement: IoU of the silhouettes with those of its true model.
+        mesh_agreement: of the mesh's silhouettes with the field's, by which fog is told; None where the run says none.
         fault: "empty", "fog" or "".
         pictures, true_pictures: [4, 3, s, s] front, right, back, left.
     """
@@ -71,6 +72,7 @@ class AssetResult:
     change: float
     true_change: float
     agreement: float
+    mesh_agreement: float | None
     fault: str
     pictures: Tensor
     true_pictures: Tensor
@@ -143,7 +145,8 @@ def measure_asset(
     views = asset_views(run.asset, cameras, background_for(request.prompt), device)
     truths = [true_views(request, cameras, lot) for lot in range(min(MOST_MODELS, len(request.models)))]
     designed = of_design(request, models, record.get("design", 0))
-    own_models = [true_views(designed, cameras, lot) for lot in range(len(designed.models))]
+    own_models = list(truths[: len(designed.models)]) if designed is request else []
+    own_models += [true_views(designed, cameras, lot) for lot in range(len(own_models), len(designed.models))]
     agreements = [silhouette_agreement(true.solid(), views.solid()) for true in own_models]
     alike = own_models[int(np.argmax(agreements))]
     own, of_truth = imagenet_hits(views, truths, request.noun, imagenet)
@@ -161,6 +164,7 @@ def measure_asset(
         change=silhouette_change(views.solid()),
         true_change=silhouette_change(alike.solid()),
         agreement=max(agreements),
+        mesh_agreement=record.get("mesh", {}).get("iou"),
         fault=fault_of(views, record),
         pictures=views.small()[::2],
         true_pictures=alike.small()[::2],
@@ -256,6 +260,8 @@ def asset_lines(found: Sequence[AssetResult]) -> list[Row]:
             rows.append(Row(r.prompt, "colour_obeyed", r.obeyed, "yes = 1", peer="truth", peer_value=r.true_obeyed))
         rows.append(Row(r.prompt, "silhouette_change", r.change, "1 - IoU", peer="truth", peer_value=r.true_change))
         rows.append(Row(r.prompt, "silhouette_agreement", r.agreement, "IoU", peer="truth", peer_value=1.0))
+        if r.mesh_agreement is not None:
+            rows.append(Row(r.prompt, "mesh_agreement", r.mesh_agreement, "IoU"))
         if r.imagenet is not None and r.true_imagenet is not None:
             truth = float(np.mean(r.true_imagenet[1]))
             rows.append(

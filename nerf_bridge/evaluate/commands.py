@@ -148,9 +148,14 @@ def evaluate_methods(
     method_sheet(found, compared, methods, sheet)
     runs = [RunDirectory(part[i].out) for part in jobs.values() for i in finished_prompts(jobs)]
     made_by = read_record(runs[0]).get("device", "unknown")
-    about = {"prompts": compared, "evaluator": tools.judge.sha256, "made_by": made_by, "priors": priors_of(runs)}
     figures = figures_by_seed(found)
-    about |= {"by_seed": figures}
+    about = {
+        "prompts": compared,
+        "evaluator": tools.judge.sha256,
+        "made_by": made_by,
+        "priors": priors_of(runs),
+        "by_seed": figures,
+    }
     rows = [*method_rows(figures, methods, len(compared)), Row("all", "failed", n_failed, "count")]
     report = _report(tools, "evaluate-methods", rows, sheet, about)
     if n_failed:

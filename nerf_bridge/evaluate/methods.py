@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.run.directory import RunDirectory, is_finished, read_record
 from nerf_bridge.settings import merged
 
+Item = TypeVar("Item")
 TRUTHS = ("truth", "truth again")  # two draws of true shapes: the one to compare with, and the floor
 VIEWS = 24  # of each object, so that there are more pictures than features
 UNITS = {
@@ -78,9 +79,14 @@ def method_jobs(
         for seed in range(start, start + seeds):
             base = merged(dict(settings), {"seed": seed, "guidance": {"method": method}})
             every = read_jobs(prompts, out / method, base)
-            chosen = np.unique(np.linspace(0, len(every) - 1, min(most, len(every))).round().astype(int))
-            jobs[method, seed] = [every[i] for i in chosen]
+            jobs[method, seed] = evenly(every, most)
     return jobs
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """At most `most` of `items`, evenly spaced, the first and the last among them."""
+    chosen = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
+    return [items[i] for i in chosen]
 
 
 def run_methods(jobs: Mapping[tuple[str, int], Sequence[Job]], out: Path, engine: Engine) -> int:
@@ -196,6 +202,7 @@ def method_rows(
 
     Args:
         by_seed: what `figures_by_seed` gives.
+        methods: in the order of the rows; n_prompts: how many were compared.
     """
     rows = [Row("all", "prompts", n_prompts, "count"), Row("all", "seeds", len(by_seed["truth"]), "count")]
     for method in methods:

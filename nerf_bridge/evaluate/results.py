@@ -117,6 +117,6 @@ def commit() -> str:
         return told
     command = ["git", "-C", str(PACKAGE.parent), "describe", "--always", "--abbrev=7", "--exclude=*", "--dirty=+"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -16,7 +16,7 @@ from torch.nn import functional
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior.data.colours import TINT_WORDS, TINTS
 from nerf_bridge.prior.data.design_masks import model_of_design
-from nerf_bridge.prior.data.holdout import stable_order
+from nerf_bridge.prior.data.holdout import is_held_out, stable_order
 from nerf_bridge.prior.data.model import LibraryModel
 from nerf_bridge.prior.data.nouns import SYNONYMS
 from nerf_bridge.prior.designs import split_design
@@ -104,15 +104,28 @@ def _known(phrase: str, nouns: set[str]) -> str | None:
 def of_design(request: Request, models: Sequence[LibraryModel], design: int) -> Request:
     """The same request with one model, the one that a `design` of it means to the embedded prior.
 
+    Where training never told such a prompt (pairs that are held out, rarer synonyms), the design is counted among all
+    models that bear the name and can show the colour.
+
     Args:
         models: the library; design: 0 is none, and leaves the request as it is.
     """
     if design == 0:
         return request
     shown = [model for model in models if not model.holdout]
-    named = [request.name in (model.noun, *SYNONYMS.get(model.noun, ())) for model in shown]
-    fitting = [i for i, model in enumerate(shown) if named[i] and shows(model, request.colour)]
+    told = [i for i, model in enumerate(shown) if is_told(model, request.name, request.colour)]
+    named = [i for i, model in enumerate(shown) if request.name in (model.noun, *SYNONYMS.get(model.noun, ()))]
+    fitting = told or [i for i in named if shows(shown[i], request.colour)]
     return replace(request, models=(shown[model_of_design(shown, fitting, design)],))
+
+
+def is_told(model: LibraryModel, name: str, colour: str | None) -> bool:
+    """Whether training calls `model` by `name` in `colour` (data/captions.py): in its own colours by its noun alone, in
+    a tint by the first of its synonyms too."""
+    if colour is None or is_held_out(model.noun, colour):
+        return colour is None and model.noun == name
+    tinted = bool(model.face_tintable.any()) and name in (model.noun, *SYNONYMS.get(model.noun, ())[:1])
+    return tinted or (model.base_colour_word == colour and model.noun == name)
 
 
 def shows(model: LibraryModel, colour: str | None) -> bool:

@@ -3,8 +3,8 @@
     python -m nerf_bridge.prior.retrain --package sweethome3d-furniture_1.8-1_all.deb --out retrained
 
 It packs the models into OUT/library.npz and then does RUNS, each from the weights of the one before, in a folder of its
-own; the last folder is OUT/weights. What is finished is not done again: stopped, the same command goes on with the run
-that it was in, from that run's beginning.
+own; the last folder is OUT/weights. What is finished is not done again: stopped, the same command begins the run that
+it was in again.
 """
 
 from __future__ import annotations
@@ -56,10 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the library and the weights of every run")
     parser.add_argument("--gpus", type=int, help="GPUs to use at most, runs take longer with fewer; default: all")
     parser.add_argument(
-        "--share", type=float, default=1.0, help="of every run's minutes; 0.1 shows in about twenty that all works"
+        "--share",
+        type=float,
+        default=1.0,
+        help="of every run's minutes; with 0.1 all is done in about twenty minutes, to see that it works",
     )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not options.package.exists():
+        parser.error(f"--package: no such file or folder: {options.package}")
     try:
         retrain(options.package, options.out, usable_gpus(options.gpus), options.share)
     except UserError as error:
@@ -110,7 +115,7 @@ def retrain(package: Path, out: Path, gpus: int, share: float) -> Path:
 
 
 def command(run: Run, library: Path, folder: Path, before: Path | None, gpus: int, share: float) -> list[str]:
-    """The training as a command; on fewer GPUs than it had it takes as much longer."""
+    """The training as a command; on fewer GPUs than it had it takes as much longer, with fewer images a step."""
     used = min(run.gpus, gpus)
     launcher = [sys.executable, "-m"]
     if used > 1:

@@ -12,7 +12,9 @@ from evaluate.small_world import library
 from nerf_bridge.errors import UserError
 from nerf_bridge.evaluate.colours import judge_colours
 from nerf_bridge.evaluate.requests import draw_cases, trained_colour
-from nerf_bridge.evaluate.truth import LARGE, SMALL, around, background_for, read_prompt, true_views
+from nerf_bridge.evaluate.truth import LARGE, SMALL, around, background_for, of_design, read_prompt, true_views
+from nerf_bridge.prior.data.captions import build_caption_table
+from nerf_bridge.prior.data.design_masks import design_masks
 from nerf_bridge.prior.data.holdout import HELD_OUT_PAIRS
 
 
@@ -32,6 +34,41 @@ def test_what_has_no_truth_is_told():
     assert read_prompt("a green horse", plain).colour == "green"
     with pytest.raises(UserError, match="no horse of the library can be red"):
         read_prompt("a red horse", plain)
+
+
+def test_a_design_means_the_model_that_training_told_it_of():
+    """For every caption of nouns whose kinds share names, with colours or none; where none was told, one that fits."""
+    solid = next(m for m in library() if m.noun == "horse")
+    plain = 0 * solid.face_tintable
+    models = [
+        replace(solid, name=f"{i}", noun=noun, base_colour_word=colour, face_tintable=plain if own else plain + True)
+        for i, (noun, colour, own) in enumerate(
+            [
+                ("bar stool", None, False), ("stool", "red", True), ("stool", None, False), ("sofa", "blue", True),
+                ("corner sofa", None, False), ("sofa", None, False), ("bar stool", "red", True), ("chair", None, False),
+            ]
+        )
+    ]  # fmt: skip
+    captions = build_caption_table(models, 0)
+    masks = design_masks(captions, models)
+    compared = 0
+    for text in captions.texts:
+        try:
+            request = read_prompt(text, models)
+        except UserError:
+            continue  # a flaw's words
+        cells = (captions.caption_index == captions.texts.index(text)) & captions.usable[:, :, None, None]
+        for design in (1, 2, 3, 5):
+            rows = {int(cell[0]) for cell in np.argwhere(cells & (masks >> (design - 1) & 1 == 1))}
+            if rows:
+                assert {of_design(request, models, design).models[0].name} == {models[row].name for row in rows}
+                compared += 1
+    assert compared > 200
+    noun, colour = next((n, c) for n, c in sorted(HELD_OUT_PAIRS) if n == "sofa")
+    held_out = of_design(read_prompt(f"a {colour} {noun}", models), models, 1).models
+    assert len(held_out) == 1 and held_out[0].noun in ("sofa", "corner sofa")
+    every = read_prompt("a stool", models)
+    assert of_design(every, models, 0) is every
 
 
 @pytest.mark.compiler

@@ -339,14 +339,15 @@ def test_each_rung_needs_no_more_than_the_one_above():
     [
         ({"render.size": 64}, 3.1 * 196608),  # half of 64^3 samples, with a quarter to spare
         ({"render.size": 512, "render.early_size": 64}, 3.1 * 196608),
+        ({"render.size": 64, "render.early_size": 512}, 3.1 * 196608),  # views are never larger than size
         ({"render.size": 64, "render.shading": "mixed"}, 6 * 196608),
         ({"render.size": 128, "render.samples_across": 256, "render.shading": "mixed"}, 2 << 22),
         ({"render.size": 512}, 0),
     ],
 )
 def test_the_graphs_of_the_views_hold_memory_on_the_first_rung_of_a_gpu(changes, samples):
-    plain = {"prompt": "a", "camera.views": 1, "render.early_size": None, "render.samples_across": 64}
-    config = build_config(plain | changes)
+    base = {"prompt": "a", "camera.views": 1, "render.early_size": None, "render.samples_across": 64}
+    config = build_config(base | changes)
     said = estimate.graph_bytes(WHOLE, config, cuda=True)
     assert said == pytest.approx(samples * estimate.sample_bytes(config, cuda=True), rel=1e-5)
     plain = render_bytes(WHOLE, config, 1, cuda=True)

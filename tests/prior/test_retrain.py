@@ -12,6 +12,8 @@ from nerf_bridge.errors import UserError
 from nerf_bridge.prior import retrain, train
 from nerf_bridge.prior.retrain import RUNS
 
+PACKAGE = __file__  # any file: packing is stood in for
+
 
 @pytest.fixture
 def calls(monkeypatch):
@@ -43,25 +45,25 @@ def option(call, name):
 def test_it_packs_once_and_trains_each_run_from_the_one_before(calls, tmp_path):
     found, _ = calls
     out = tmp_path / "new" / "retrained"
-    assert retrain.main(["--package", "x.deb", "--out", str(out)]) == 0
+    assert retrain.main(["--package", PACKAGE, "--out", str(out)]) == 0
     packed, *trained = found
-    assert packed == ["pack", "--package", "x.deb", "--out", str(out / "library.npz")] and len(trained) == len(RUNS)
+    assert packed == ["pack", "--package", PACKAGE, "--out", str(out / "library.npz")] and len(trained) == len(RUNS)
     starts = [option(call, "--start-from") for call in trained[1:]]
     assert "--start-from" not in trained[0] and starts == [str(out / f"run-{n}") for n in range(1, len(RUNS))]
     assert [float(option(call, "--minutes")) for call in trained] == [run.minutes for run in RUNS]
     assert ["torch.distributed.run" in call for call in trained] == [run.gpus == 2 for run in RUNS]
     kept = sorted(path.name for path in out.iterdir())
     assert kept == ["library.npz", *(f"run-{n}" for n in range(1, len(RUNS))), "weights"]
-    assert retrain.main(["--package", "x.deb", "--out", str(out)]) == 0 and len(found) == 1 + len(RUNS)
+    assert retrain.main(["--package", PACKAGE, "--out", str(out)]) == 0 and len(found) == 1 + len(RUNS)
 
 
 def test_a_run_that_failed_is_done_again_and_those_before_are_kept(calls, tmp_path, capsys):
     found, run = calls
     run.fails_at = 4  # packing and two runs went well
-    assert retrain.main(["--package", "x.deb", "--out", str(tmp_path)]) == 1
+    assert retrain.main(["--package", PACKAGE, "--out", str(tmp_path)]) == 1
     assert "run 3 failed" in capsys.readouterr().err and not (tmp_path / "run-3").exists()
     run.fails_at = None
-    assert retrain.main(["--package", "x.deb", "--out", str(tmp_path)]) == 0
+    assert retrain.main(["--package", PACKAGE, "--out", str(tmp_path)]) == 0
     assert option(found[4], "--out") == option(found[3], "--out") and len(found) == 4 + len(RUNS) - 2
     assert not list(tmp_path.glob("*.unfinished"))
 
@@ -86,11 +88,16 @@ def test_every_option_is_one_of_the_training(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [(["--gpus", "0"], "--gpus: expected at least 1"), (["--share", "0"], "--share: expected")]
+    ("options", "said"),
+    [
+        (["--gpus", "0"], "--gpus: expected at least 1"),
+        (["--share", "0"], "--share: expected"),
+        (["--package", "no.deb"], "--package: no such file or folder: no.deb"),
+    ],
 )
 def test_what_cannot_be_is_one_line(calls, tmp_path, capsys, options, said):
     with pytest.raises(SystemExit) as stopped:
-        retrain.main(["--package", "x.deb", "--out", str(tmp_path / "out"), *options])
+        retrain.main(["--package", PACKAGE, "--out", str(tmp_path / "out"), *options])
     assert stopped.value.code == 2 and said in capsys.readouterr().err.splitlines()[-1]
     assert calls[0] == [] and not (tmp_path / "out").exists()
 
