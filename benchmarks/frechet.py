@@ -24,12 +24,12 @@ from tqdm import tqdm
 from nerf_bridge import pipeline
 from nerf_bridge.batch.jobs import read_jobs
 from nerf_bridge.errors import UserError
-from nerf_bridge.evaluate.assets import CPU
+from nerf_bridge.evaluate.assets import CPU, requests_of
 from nerf_bridge.evaluate.judge import Judge, load_judge
 from nerf_bridge.evaluate.measures import frechet_distance
 from nerf_bridge.evaluate.methods import VIEWS, evenly
 from nerf_bridge.evaluate.results import Row, format_table, write_results
-from nerf_bridge.evaluate.truth import LARGE, SMALL, Request, Views, around, of_design, read_prompt, true_views
+from nerf_bridge.evaluate.truth import LARGE, SMALL, Request, Views, around, of_design, true_views
 from nerf_bridge.paths import data_path
 from nerf_bridge.prior.data.colours import TINT_WORDS
 from nerf_bridge.prior.data.model import LibraryModel
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         models = load_library(options.library)
         judge = load_judge(None, CPU)
         every = [job.prompt for job in read_jobs(options.prompts, options.results, {})]
-        requests = [read_prompt(prompt, [m for m in models if not m.holdout]) for prompt in evenly(every, PROMPTS)]
+        requests = requests_of(evenly(every, PROMPTS), models)
     except UserError as error:
         parser.error(str(error))
     rows = distances(requests, models, judge)

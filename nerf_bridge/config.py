@@ -156,6 +156,11 @@ class RenderConfig(Section):
         "albedo", description="light on the object; mixed draws one of the three at each step"
     )
 
+    @property
+    def first_size(self) -> int:
+        """Pixels along a side of the first views: early_size, if it is less than size."""
+        return min(self.early_size or self.size, self.size)
+
     @model_validator(mode="after")
     def _ordered(self) -> RenderConfig:
         if self.grow_until is None:

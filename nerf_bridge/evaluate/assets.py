@@ -143,10 +143,11 @@ def measure_asset(
     """Measure one finished run. Raises UserError when its file holds no textured mesh."""
     cameras, record = around(), read_record(run)
     views = asset_views(run.asset, cameras, background_for(request.prompt), device)
-    truths = [true_views(request, cameras, lot) for lot in range(min(MOST_MODELS, len(request.models)))]
     designed = of_design(request, models, record.get("design", 0))
-    own_models = list(truths[: len(designed.models)]) if designed is request else []
-    own_models += [true_views(designed, cameras, lot) for lot in range(len(own_models), len(designed.models))]
+    own_models = [true_views(designed, cameras, lot) for lot in range(len(designed.models))]
+    n_truths = min(MOST_MODELS, len(request.models))
+    of_any = designed is request  # told no design: its own models are all that fit
+    truths = own_models[:n_truths] if of_any else [true_views(request, cameras, lot) for lot in range(n_truths)]
     agreements = [silhouette_agreement(true.solid(), views.solid()) for true in own_models]
     alike = own_models[int(np.argmax(agreements))]
     own, of_truth = imagenet_hits(views, truths, request.noun, imagenet)

@@ -113,19 +113,22 @@ def of_design(request: Request, models: Sequence[LibraryModel], design: int) -> 
     if design == 0:
         return request
     shown = [model for model in models if not model.holdout]
-    told = [i for i, model in enumerate(shown) if is_told(model, request.name, request.colour)]
-    named = [i for i, model in enumerate(shown) if request.name in (model.noun, *SYNONYMS.get(model.noun, ()))]
-    fitting = told or [i for i in named if shows(shown[i], request.colour)]
+    fitting = [i for i, model in enumerate(shown) if is_told(model, request.name, request.colour)] or [
+        i
+        for i, model in enumerate(shown)
+        if request.name in (model.noun, *SYNONYMS.get(model.noun, ())) and shows(model, request.colour)
+    ]
     return replace(request, models=(shown[model_of_design(shown, fitting, design)],))
 
 
 def is_told(model: LibraryModel, name: str, colour: str | None) -> bool:
     """Whether training calls `model` by `name` in `colour` (data/captions.py): in its own colours by its noun alone, in
     a tint by the first of its synonyms too."""
-    if colour is None or is_held_out(model.noun, colour):
-        return colour is None and model.noun == name
-    tinted = bool(model.face_tintable.any()) and name in (model.noun, *SYNONYMS.get(model.noun, ())[:1])
-    return tinted or (model.base_colour_word == colour and model.noun == name)
+    if colour is None:
+        return model.noun == name
+    own = model.noun == name and model.base_colour_word == colour
+    tinted = name in (model.noun, *SYNONYMS.get(model.noun, ())[:1]) and bool(model.face_tintable.any())
+    return (own or tinted) and not is_held_out(model.noun, colour)
 
 
 def shows(model: LibraryModel, colour: str | None) -> bool:

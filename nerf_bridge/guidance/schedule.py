@@ -48,11 +48,11 @@ def t_min_at(step: int, steps: int, settings: GuidanceConfig) -> float:
 
 
 def size_at(step: int, steps: int, settings: RenderConfig) -> int:
-    """Pixels along a side of the views at `step`: early_size, if it is less than size, up to early_until of the steps.
+    """Pixels along a side of the views at `step`: first_size up to early_until of the steps, then size.
 
     With grow_until the sizes between the two, each twice the last, share the steps from early_until to there evenly.
     """
-    first, last = min(settings.early_size or settings.size, settings.size), settings.size
+    first, last = settings.first_size, settings.size
     if is_past(step, steps, settings.grow_until or settings.early_until):
         return last
     if not is_past(step, steps, settings.early_until):

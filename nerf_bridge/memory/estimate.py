@@ -219,8 +219,7 @@ def graph_bytes(rung: Rung, config: GenerateConfig, cuda: bool) -> int:
         return 0
     render = config.render
     across = config.camera.views * render.samples_across * SAMPLES_SHARE
-    sizes = (min(render.early_size or render.size, render.size), render.size)
-    rooms = [room_for(int(across * size**2)) for size in sizes]
+    rooms = [room_for(int(across * size**2)) for size in (render.first_size, render.size)]
     largest = max((room for room in rooms if room is not None), default=0)
     graphs = min(GRAPHS_OF_A_LOOK * (LOOKS_OF_MIXED if render.shading == "mixed" else 1), MOST_GRAPHS)
     return int(min(graphs * largest, MOST_TOGETHER)) * sample_bytes(config, cuda)
