@@ -24,13 +24,14 @@ import torch
 
 from benchmarks.guidance_cases import PROMPT
 from benchmarks.guidance_models import FAMILIES, Build, unplaced_prior
-from benchmarks.guidance_steps import NO_UPDATES, STEP_CASES, Runner, make_scene, step_config
+from benchmarks.guidance_steps import NO_UPDATES, STEP_CASES, Runner, make_scene, run_step, step_config
+from nerf_bridge.draws import Draws
 from nerf_bridge.guidance import encode_words
 from nerf_bridge.memory.ladder import RUNGS
 from nerf_bridge.ops.backend import resolve_backend
-from nerf_bridge.optimize import training_step, view_renderer
+from nerf_bridge.optimize import view_renderer
 from nerf_bridge.prior.models.fast_network import FastNetwork
-from nerf_bridge.run.state import Progress, build_optimiser
+from nerf_bridge.run.state import build_optimiser
 
 AFTERWARDS = 20  # steps with the compiled network
 PATIENCE = 240.0  # seconds to wait for it
@@ -66,7 +67,8 @@ def measure(device: torch.device, shrink: int) -> dict[str, float]:
     config = step_config(case, shrink)
     scene = make_scene(case, config, backend, device)
     words = encode_words(prior, PROMPT, config.guidance)
-    runner = Runner(scene, build_optimiser(scene, config), prior, words, config, view_renderer(scene, 0))
+    draws = Draws(config, prior.view_group, device)
+    runner = Runner(scene, build_optimiser(scene, config), prior, words, config, view_renderer(scene, 0), draws)
     _step(runner, 0)
     first = time.perf_counter() - ready
     network, seconds = prior.denoiser.network, []
@@ -99,7 +101,7 @@ def _swapped(network: FastNetwork) -> bool:
 def _step(of: Runner, step: int) -> float:
     """Seconds of one step, to its end on the device."""
     began = time.perf_counter()
-    training_step(of.scene, of.optimiser, of.prior, of.words, of.config, Progress(step=step), of.views)
+    run_step(of, step)
     _wait(of.scene.device)
     return time.perf_counter() - began
 

@@ -33,18 +33,14 @@ from benchmarks.render_cases import render_floors
 from benchmarks.timing import GIB, Clock, Timing, peak_gib, time_stages
 from benchmarks.torch_twins import TorchField
 from nerf_bridge.config import GenerateConfig, build_config
-from nerf_bridge.device import to_device
+from nerf_bridge.draws import Draws, draw_views
 from nerf_bridge.graphed_render import GraphedRender
 from nerf_bridge.guidance import (
     EncodedWords,
     distillation_loss,
-    draw_noise,
-    draw_times,
     encode_words,
     guidance_gradient,
     stage_at,
-    t_max_at,
-    t_min_at,
 )
 from nerf_bridge.ops.march import march_rays
 from nerf_bridge.optimize import render_views, training_step, update_occupancy, view_renderer
@@ -81,6 +77,7 @@ class Runner:
     words: EncodedWords
     config: GenerateConfig
     views: GraphedRender
+    draws: Draws
 
 
 @dataclass(frozen=True)
@@ -101,12 +98,16 @@ class StepCounts:
 
 
 class EagerAdamW(torch.optim.AdamW):
-    """torch's, which tells the step its parameters."""
+    """torch's, which tells the step its parameters, and has nothing to make ready."""
 
     @property
     def parameters(self) -> list[Tensor]:
         """All that it moves."""
         return [p for group in self.param_groups for p in group["params"]]
+
+    def prepared(self) -> Callable[[], object]:
+        """The step itself."""
+        return self.step
 
 
 def step_config(case: StepCase, shrink: int) -> GenerateConfig:
@@ -158,7 +159,7 @@ def make_runner(scene: Scene, config: GenerateConfig, setting: Setting, kind: st
         field: Any = TorchField(scene.field, compiled=False)
         scene = Scene(field, scene.occupancy, scene.environment, scene.step_size, "torch", scene.device)
     views = view_renderer(scene, 0) if kind == "ours" else GraphedRender(scene, enabled=False)
-    return Runner(scene, optimiser, prior, words, config, views)
+    return Runner(scene, optimiser, prior, words, config, views, Draws(config, prior.view_group, scene.device))
 
 
 def come_to_pace(runner: Runner, step: int) -> None:
@@ -166,14 +167,20 @@ def come_to_pace(runner: Runner, step: int) -> None:
     in all steps but the one after each update."""
     for _ in range(2):
         runner.views.forget_counts()
-        render_views(runner.scene, runner.config, step, views=runner.views)
-    render_views(runner.scene, runner.config, step, views=runner.views)
+        render_views(runner.scene, runner.draws.views(step), views=runner.views)
+    render_views(runner.scene, runner.draws.views(step), views=runner.views)
+
+
+def run_step(of: Runner, step: int) -> None:
+    """The whole step."""
+    progress = Progress(step=step)
+    training_step(of.scene, of.optimiser, of.prior, of.words, of.config, progress, of.views, of.draws)
 
 
 def view_counts(scene: Scene, config: GenerateConfig, step: int) -> tuple[int, int]:
     """Samples of the view of a step, and how many of them the light reaches, without jitter."""
     with torch.no_grad():
-        rendering, condition = render_views(scene, config, step)
+        rendering, condition = render_views(scene, draw_views(config, step, 1, scene.device))
         height, width = rendering.opacity.shape[1:]
         rays = camera_rays(condition.cameras, height, width, scene.backend)
         occupied = scene.occupancy.occupied
@@ -216,8 +223,7 @@ def time_step(case: StepCase, setting: Setting, clock: Clock, kind: str) -> tupl
     steps = iter(range(FIRST[case.size], STEPS))
 
     def whole() -> None:
-        progress = Progress(step=next(steps))
-        training_step(runner.scene, runner.optimiser, runner.prior, runner.words, runner.config, progress, runner.views)
+        run_step(runner, next(steps))
 
     measured = {"step": time_stages([whole], clock)[0]}
     stages = Stages(runner, steps)
@@ -245,7 +251,8 @@ class Stages:
     def render(self) -> None:
         """Cameras to pictures."""
         self.step = next(self.steps)
-        self.rendering, self.condition = render_views(self.of.scene, self.of.config, self.step, views=self.of.views)
+        drawn = self.of.draws.views(self.step)
+        self.rendering, self.condition = render_views(self.of.scene, drawn, views=self.of.views)
 
     def encode(self) -> None:
         """Pictures to latents."""
@@ -254,9 +261,7 @@ class Stages:
     def predict(self) -> None:
         """Noise, the prior's answers and the gradient that they make."""
         config, step = self.of.config, self.step
-        t_min, t_max = (at(step, STEPS, config.guidance) for at in (t_min_at, t_max_at))
-        drawn = draw_times(config.seed, step, len(self.x), t_min, t_max)
-        t, noise = to_device([drawn, draw_noise(config.seed, step, tuple(self.x.shape))], self.of.scene.device)
+        t, noise = self.of.draws.noise(step, tuple(self.x.shape))
         stage = stage_at(step, STEPS, config.guidance.bridge_from)
         self.grad_x = guidance_gradient(
             self.of.prior, self.x.detach(), t, noise, self.of.words, self.condition, config.guidance, stage
@@ -270,9 +275,12 @@ class Stages:
         loss.backward()
 
     def optimise(self) -> None:
-        """The guard's norm, and the optimiser."""
-        float(nn.utils.get_total_norm([p.grad for p in self.of.optimiser.parameters if p.grad is not None]))
-        self.of.optimiser.step()
+        """The guard's norm, what is made ready meanwhile, and the optimiser."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.of.optimiser.parameters if p.grad is not None])
+        move = self.of.optimiser.prepared()
+        self.of.draws.make_ahead(self.step + 1)
+        float(norm)
+        move()
 
     def update_occupancy(self) -> None:
         """One update of the grid, as it is after the first ones."""

@@ -13,13 +13,13 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from nerf_bridge.cuda_graphs import DifferentiableRecording, make_room, record_differentiable
 from nerf_bridge.errors import one_line
 from nerf_bridge.render import Rendering, render
-from nerf_bridge.scene.cameras import Cameras
+from nerf_bridge.scene.background import backgrounds
+from nerf_bridge.scene.cameras import Cameras, packed, unpacked
 from nerf_bridge.scene.scene import Scene
 from nerf_bridge.scene.shading import Shading
 
@@ -34,13 +34,12 @@ MOST_TOGETHER = 2 * MOST_ROOM  # samples that they have room for, all of them to
 
 @dataclass(frozen=True)
 class Look:
-    """What of a rendering is fixed in a graph: views, pixels along a side, shading, and the background's kind."""
+    """What of a rendering is fixed in a graph: views, pixels a side, shading, whether the background is learned."""
 
     views: int
     size: int
     shading: Shading
-    background: tuple[int, ...]
-    background_learned: bool
+    learned: bool
 
 
 def room_for(n_samples: int) -> int | None:
@@ -112,31 +111,34 @@ class GraphedRender:
         self,
         cameras: Cameras,
         size: int,
-        background: Tensor,
+        background: Tensor | None,
         shading: Shading,
         light_dir: Tensor | None,
         jitter: Tensor,
         samples_at_once: int | None = None,
-    ) -> Rendering:
+    ) -> tuple[Rendering, Tensor]:
         """As `render` of the same arguments; the tensors of a replayed rendering are overwritten by the next.
 
         Args:
+            background: [b, 3]; None: the scene's environment is behind the views.
             samples_at_once: only for plain rendering, where memory is short.
 
         Returns:
-            The rendering; unless its `overflow` is None it has to be looked at before anything else is used.
+            The rendering; unless its `overflow` is None it has to be looked at before anything else is used. And the
+            mean colour behind each view, [b, 3], without gradient.
         """
-        look = Look(len(cameras), size, shading, tuple(background.shape), background.requires_grad)
+        look = Look(len(cameras), size, shading, background is None)
         room = self._room(look)
-        inputs = (packed(cameras), background, jitter, *(() if light_dir is None else (light_dir,)))
+        inputs = (packed(cameras), jitter, *(given for given in (background, light_dir) if given is not None))
         if room is not None and ((look, room) in self._graphs or self._capture(look, room, inputs)):
-            color, opacity, depth, thickness, overflow = self._graphs[look, room](*inputs)
-            return Rendering(color, opacity, depth, None, thickness, room, overflow)
+            color, opacity, depth, thickness, overflow, told = self._graphs[look, room](*inputs)
+            return Rendering(color, opacity, depth, None, thickness, room, overflow), told
         scene = self._scene
-        views = (scene.field, scene.occupancy.occupied, cameras, size, background, scene.step_size, scene.backend)
+        behind, told = backgrounds(scene.environment, cameras, size, scene.backend, background)
+        views = (scene.field, scene.occupancy.occupied, cameras, size, behind, scene.step_size, scene.backend)
         rendering = render(*views, shading=shading, light_dir=light_dir, jitter=jitter, samples_at_once=samples_at_once)
         self._counted[look] = rendering.n_samples
-        return rendering
+        return rendering, told
 
     def _room(self, look: Look) -> int | None:
         """The room of the graph to replay; None: render plainly."""
@@ -148,9 +150,10 @@ class GraphedRender:
     def _capture(self, look: Look, room: int, inputs: tuple[Tensor, ...]) -> bool:
         """Capture forward and backward pass; False (logged, and not tried again) when that fails."""
         make_room_for(self._graphs, room)
-        views = _Views(self._scene, look, room)
+        views, scene = _Views(self._scene, look, room), self._scene
+        parameters = [*scene.field.parameters(), *(scene.environment.parameters() if look.learned else ())]
         try:
-            self._graphs[look, room] = record_differentiable(views, inputs, tuple(self._scene.field.parameters()))
+            self._graphs[look, room] = record_differentiable(views, inputs, parameters)
         except RuntimeError as error:
             self.give_up(f"the capture failed ({one_line(error)})")
             return False
@@ -166,29 +169,27 @@ class _Views:
     look: Look
     room: int
 
-    def __call__(self, cameras: Tensor, background: Tensor, jitter: Tensor, *light_dir: Tensor) -> tuple[Tensor, ...]:
-        """Colour, opacity, depth, thickness, and whether the room was too small."""
-        scene, look = self.scene, self.look
-        views = (unpacked(cameras), look.size, background, scene.step_size, scene.backend)
+    def __call__(self, cameras: Tensor, jitter: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        """Colour, opacity, depth, thickness, whether the room was too small, and the mean colour behind the views.
+
+        Args:
+            more: the background, unless it is learned, and the light's directions, if there is a light.
+        """
+        scene, look, given, seen_from = self.scene, self.look, list(more), unpacked(cameras)
+        solid = None if look.learned else given.pop(0)
+        behind, told = backgrounds(scene.environment, seen_from, look.size, scene.backend, solid)
         made = render(
             scene.field,
             scene.occupancy.occupied,
-            *views,
+            seen_from,
+            look.size,
+            behind,
+            scene.step_size,
+            scene.backend,
             shading=look.shading,
-            light_dir=light_dir[0] if light_dir else None,
+            light_dir=given.pop() if given else None,
             jitter=jitter,
             capacity=self.room,
         )
         assert made.overflow is not None
-        return made.color, made.opacity, made.depth, made.thickness, made.overflow
-
-
-def packed(cameras: Cameras) -> Tensor:
-    """All that b cameras are, as one tensor [b, 20]."""
-    numbers = (cameras.fovy_rad, cameras.azimuth_rad, cameras.elevation_rad, cameras.distance)
-    return torch.cat([cameras.c2w.flatten(1), torch.stack(numbers, dim=1)], dim=1)
-
-
-def unpacked(numbers: Tensor) -> Cameras:
-    """The inverse of `packed`."""
-    return Cameras(numbers[:, :16].unflatten(1, (4, 4)), *numbers[:, 16:].unbind(1))
+        return made.color, made.opacity, made.depth, made.thickness, made.overflow, told

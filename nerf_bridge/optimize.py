@@ -17,24 +17,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from nerf_bridge.config import GenerateConfig
-from nerf_bridge.device import to_device
+from nerf_bridge.draws import Draws, ViewDraws
 from nerf_bridge.errors import Interrupted
-from nerf_bridge.graphed_render import GraphedRender, packed, unpacked
+from nerf_bridge.graphed_render import GraphedRender
 from nerf_bridge.guidance import (
     Answer,
     EncodedWords,
     distillation_loss,
-    draw_noise,
-    draw_times,
     guidance_gradient,
     is_refreshed_at,
     pull,
     rate_at,
-    size_at,
     stage_at,
     step_generator,
-    t_max_at,
-    t_min_at,
 )
 from nerf_bridge.memory.descent import OutOfMemory, attempt, descend, give_back_unused, settle, tried
 from nerf_bridge.memory.ladder import LAST_EQUAL, RUNGS, parts_of
@@ -48,11 +43,8 @@ from nerf_bridge.run.health import Action, EmptyGuard, judge_opacity, judge_step
 from nerf_bridge.run.preview import image_grid, save_png
 from nerf_bridge.run.state import Progress, build_optimiser, load_tensors, restore, save, scene_tensors
 from nerf_bridge.run.stop_signals import stop_signals
-from nerf_bridge.scene.background import solid_backgrounds
-from nerf_bridge.scene.cameras import Cameras, sample_cameras, turntable_cameras
-from nerf_bridge.scene.rays import camera_rays
+from nerf_bridge.scene.cameras import turntable_cameras
 from nerf_bridge.scene.scene import Scene, build_scene
-from nerf_bridge.scene.shading import draw_light_directions, shading_at
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +89,13 @@ def optimise(
     progress = restore(run, scene, optimiser) or Progress()
     progress = replace(progress, rung=max(rung, progress.rung))
     progress = settle(run, scene, optimiser, prior, config, progress, log)
-    views = view_renderer(scene, progress.rung)
+    views, draws = view_renderer(scene, progress.rung), Draws(config, prior.view_group, scene.device)
     if progress.step:
         log.append("resumed", "optimise", progress.step, config.steps)
     bar = tqdm(total=config.steps, initial=progress.step, desc="optimising", unit="step")
     with stop_signals() as stopped, bar:
         while progress.step < config.steps:
-            work = functools.partial(training_step, scene, optimiser, prior, words, config, progress, views)
+            work = functools.partial(training_step, scene, optimiser, prior, words, config, progress, views, draws)
             refreshes = is_refreshed_at(progress.step, config.steps, config.occupancy)
             health = attempt(work, scene, optimiser, refreshes)
             if isinstance(health, OutOfMemory):
@@ -136,6 +128,7 @@ def training_step(
     config: GenerateConfig,
     progress: Progress,
     views: GraphedRender | None = None,
+    draws: Draws | None = None,
 ) -> Health:
     """One step: render views, ask the prior, and move the field unless a gradient is not finite.
 
@@ -144,30 +137,74 @@ def training_step(
 
     Args:
         views: what renders them; the same one at every step of a run. None: one that uses no CUDA graphs.
+        draws: what the steps draw; the same one at every step of a run, so that the next step's is made while the
+            device works at this one. None: this step's are made.
 
     Returns:
         The figures of the last inner step.
     """
     step = progress.step
     views = views or GraphedRender(scene, enabled=False)
+    draws = draws or Draws(config, prior.view_group, scene.device)
     if is_refreshed_at(step, config.steps, config.occupancy):
         update_occupancy(scene, config, step)
         views.forget_counts()
     for group, lr in zip(optimiser.param_groups, (config.optim.lr_grid, config.optim.lr_decoder), strict=True):
         group["lr"] = lr * rate_at(step, config.steps, config.optim.lr_final) * progress.guard.rate
-    answers: list[Answer] = []
+    answers: list[Answer] | None = None
     health = Health(0.0, 0.0, True)
     for _ in range(config.optim.inner_steps):
-        found = gradients(scene, optimiser, prior, words, config, progress, views, answers)
-        if found is None:  # the graph had too little room: once more without
-            views.forget_counts()
-            found = gradients(scene, optimiser, prior, words, config, progress, views, answers)
-        assert found is not None, "a plain rendering has room for all samples"
-        health = found
+        health, answers = inner_step(scene, optimiser, prior, words, config, progress, views, draws, answers)
         if not health.finite:
             break
-        optimiser.step()
     return health
+
+
+def inner_step(
+    scene: Scene,
+    optimiser: SkippingAdam,
+    prior: Prior,
+    words: EncodedWords,
+    config: GenerateConfig,
+    progress: Progress,
+    views: GraphedRender,
+    draws: Draws,
+    answers: list[Answer] | None,
+) -> tuple[Health, list[Answer]]:
+    """Move the field once, unless a gradient is not finite; the arguments are those of `gradients`.
+
+    While the device works, all is made ready that comes after it; then the host waits for it, once.
+    """
+    while True:
+        found = gradients(scene, optimiser, prior, words, config, progress, views, draws, answers)
+        move = optimiser.prepared()
+        draws.make_ahead(progress.step + 1)
+        health, lacked_room = found.seen()
+        if not lacked_room:
+            break
+        views.forget_counts()  # once more without a graph, which has room for all samples
+    if health.finite:
+        move()
+    return health, found.answers
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What is known of the gradients that lie in the parameters.
+
+    Attributes:
+        figures: mean opacity of the views, norm of the gradient, and 1 for each rendering that lacked room, [2 + n].
+        answers: of the prior to the parts of the step.
+    """
+
+    figures: Tensor
+    answers: list[Answer]
+
+    def seen(self) -> tuple[Health, bool]:
+        """The figures, and whether a rendering lacked samples, so that the gradients are of no use; on a GPU the host
+        waits for it here."""
+        opacity, norm, *lacking = self.figures.tolist()
+        return Health(opacity, norm, math.isfinite(norm)), any(lacking)
 
 
 def gradients(
@@ -178,31 +215,26 @@ def gradients(
     config: GenerateConfig,
     progress: Progress,
     views: GraphedRender,
-    answers: list[Answer],
-) -> Health | None:
-    """Put the gradients of a step into the parameters; None when a rendering lacked samples, and they are of no use.
-
-    On a GPU the host waits for it once, at the end, for the figures.
+    draws: Draws,
+    answers: list[Answer] | None = None,
+) -> Gradients:
+    """Put the gradients of a step into the parameters. The host does not wait for the device.
 
     Args:
-        answers: of the prior to the parts of the step; empty: it is asked, and they are put there.
+        answers: of the prior to the parts of the step; None: it is asked.
     """
     optimiser.zero_grad()
     n_views = config.camera.views
     parts = parts_of(n_views, kept_together(prior, n_views), RUNGS[progress.rung])
     kept: Sequence[Answer | None] = answers or [None] * len(parts)
     found = [
-        backward(scene, prior, words, config, progress, part, views, answer)
+        backward(scene, prior, words, config, progress, part, views, draws, answer)
         for part, answer in zip(parts, kept, strict=True)
     ]
     norm = nn.utils.get_total_norm([p.grad for p in optimiser.parameters if p.grad is not None])
     opacity = torch.cat([seen for seen, _, _ in found]).mean()
     overflow = [lacks.to(norm.dtype) for _, lacks, _ in found if lacks is not None]
-    mean_opacity, gradient_norm, *lacking = torch.stack([opacity, norm, *overflow]).tolist()
-    if any(lacking):
-        return None
-    answers[:] = [answer for _, _, answer in found]
-    return Health(mean_opacity, gradient_norm, math.isfinite(gradient_norm))
+    return Gradients(torch.stack([opacity, norm, *overflow]), [answer for _, _, answer in found])
 
 
 def backward(
@@ -213,6 +245,7 @@ def backward(
     progress: Progress,
     part: slice,
     views: GraphedRender,
+    draws: Draws,
     answer: Answer | None = None,
 ) -> tuple[Tensor, Tensor | None, Answer]:
     """Add the gradient of the views `part` of a step, which draw what they do when all are done at once.
@@ -224,11 +257,10 @@ def backward(
         The opacity of their pixels [n], the rendering's `overflow`, and the answer: all else of the rendering is given
         back, since the parts are there to save memory.
     """
-    step, group = progress.step, prior.view_group
-    samples_at_once = RUNGS[progress.rung].samples_at_once
-    rendering, condition = render_views(scene, config, step, group, part, samples_at_once, views)
+    step, samples_at_once = progress.step, RUNGS[progress.rung].samples_at_once
+    rendering, condition = render_views(scene, draws.views(step), part, samples_at_once, views)
     x = prior.encode_image(rendering.color.permute(0, 3, 1, 2))
-    answer = answer or ask(prior, x.detach(), words, condition, config, step, part)
+    answer = answer or ask(prior, x.detach(), words, condition, config, step, part, draws)
     loss = distillation_loss(x, answer.gradient_at(x.detach())) + regularisers(scene, rendering, config, step)
     (len(x) / config.camera.views * loss).backward()
     return rendering.opacity.detach().flatten(), rendering.overflow, answer
@@ -242,13 +274,10 @@ def ask(
     config: GenerateConfig,
     step: int,
     part: slice,
+    draws: Draws,
 ) -> Answer:
     """What the prior says of the encoded views `part` of a step, at times and with noise as the step draws them."""
-    seed, n_views, group = config.seed, config.camera.views, prior.view_group
-    t_min, t_max = (at(step, config.steps, config.guidance) for at in (t_min_at, t_max_at))
-    times = draw_times(seed, step, n_views // group, t_min, t_max)
-    drawn = (times.repeat_interleave(group)[part], draw_noise(seed, step, (n_views, *x.shape[1:]))[part])
-    t, noise = to_device(drawn, x.device)
+    t, noise = (drawn[part] for drawn in draws.noise(step, (config.camera.views, *x.shape[1:])))
     stage = stage_at(step, config.steps, config.guidance.bridge_from)
     grad_x = guidance_gradient(prior, x, t, noise, words, condition, config.guidance, stage)
     return Answer(x, grad_x, pull(prior, t, config.guidance, stage))
@@ -269,43 +298,20 @@ def update_occupancy(scene: Scene, config: GenerateConfig, step: int) -> None:
 
 def render_views(
     scene: Scene,
-    config: GenerateConfig,
-    step: int,
-    view_group: int = 1,
+    drawn: ViewDraws,
     part: slice = ALL,
     samples_at_once: int | None = None,
     views: GraphedRender | None = None,
 ) -> tuple[Rendering, ViewCondition]:
-    """The views `part` of a step, in groups as the prior wants them, and what the prior is told of them.
+    """The views `part` of those `drawn` for a step, and what the prior is told of them.
 
     `views` renders them; None: one that uses no CUDA graphs.
     """
-    size, seed = size_at(step, config.steps, config.render), config.seed
-    shading = shading_at(config.render.shading, seed, step)
-    drawn = sample_cameras(config.camera, step_generator(seed, step, "cameras"), view_group)
-    jitter = torch.rand(len(drawn), size**2, generator=step_generator(seed, step, "jitter"))[part]
-    light = [] if shading == "albedo" else [draw_light_directions(drawn, step_generator(seed, step, "light"))[part]]
-    numbers, jitter, *light = to_device([packed(drawn[part]), jitter.flatten(), *light], scene.device)
-    cameras = unpacked(numbers)
-    background, told = backgrounds(scene, config, cameras, size, step, part)
+    cameras, jitter = drawn.cameras[part], drawn.jitter[part].flatten()
+    light, background = (None if each is None else each[part] for each in (drawn.light_dir, drawn.background))
     views = views or GraphedRender(scene, enabled=False)
-    rendering = views(cameras, size, background, shading, light[0] if light else None, jitter, samples_at_once)
+    rendering, told = views(cameras, drawn.size, background, drawn.shading, light, jitter, samples_at_once)
     return rendering, ViewCondition(cameras, told, together=len(cameras))
-
-
-def backgrounds(
-    scene: Scene, config: GenerateConfig, cameras: Cameras, size: int, step: int, part: slice = ALL
-) -> tuple[Tensor, Tensor]:
-    """What is behind the views `part` of a step, whose cameras come: [b, 3] or [b, h, w, 3], and the colour [b, 3] that
-    the prior is told of it."""
-    kind = config.render.background
-    if kind != "learned":
-        drawn = solid_backgrounds(kind, config.camera.views, step_generator(config.seed, step, "background"))
-        (solid,) = to_device([drawn[part]], scene.device)
-        return solid, solid
-    rays = camera_rays(cameras, size, size, scene.backend)
-    seen = scene.environment(rays.directions).view(len(cameras), size, size, 3)
-    return seen, seen.detach().mean((1, 2))
 
 
 def after_step(

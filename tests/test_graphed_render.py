@@ -10,6 +10,7 @@ import torch
 from tiny_run import CountingOracle, tiny_config
 
 from nerf_bridge import graphed_render
+from nerf_bridge.draws import Draws, draw_views
 from nerf_bridge.graphed_render import (
     LEAST_ROOM,
     MOST_GRAPHS,
@@ -19,10 +20,8 @@ from nerf_bridge.graphed_render import (
     GraphedRender,
     Look,
     make_room_for,
-    packed,
     room_for,
     room_to_replay,
-    unpacked,
 )
 from nerf_bridge.guidance import encode_words
 from nerf_bridge.ops.backend import resolve_backend
@@ -36,7 +35,7 @@ from nerf_bridge.optimize import (
 )
 from nerf_bridge.prior.protocol import ViewCondition
 from nerf_bridge.run.state import Progress, build_optimiser
-from nerf_bridge.scene.cameras import sample_cameras
+from nerf_bridge.scene.cameras import packed, sample_cameras, unpacked
 from nerf_bridge.scene.scene import build_scene
 
 CPU = torch.device("cpu")
@@ -130,7 +129,7 @@ def test_views_are_counted_after_each_change_of_the_occupancy():
         if number % 4 == 0:
             views.forget_counts()
         before = views.replays
-        render_views(scene, config, number, views=views)
+        render_views(scene, draw_views(config, number, 1, scene.device), views=views)
         seen.append(views.replays > before)
     assert seen == [False] * 5 + [True] * 3 + [False] + [True] * 3
 
@@ -145,12 +144,14 @@ def test_too_little_room_is_noticed_and_the_step_done_again(monkeypatch):
         views = Pretended(scene) if graphed else GraphedRender(scene, enabled=False)
         if graphed:
             monkeypatch.setattr(graphed_render, "LEAST_ROOM", 1)
-            rendering, _ = render_views(scene, config, 1, views=views)
+            rendering, _ = render_views(scene, draw_views(config, 1, 1, scene.device), views=views)
             views.forget_counts()
             (look,) = views._before
             views._counted[look] = views._before[look] = rendering.n_samples // 4
             views._before[look] = room_for(views._counted[look])
-            assert gradients(scene, optimiser, prior, words, config, Progress(1), views, []) is None
+            draws = Draws(config, prior.view_group, scene.device)
+            found = gradients(scene, optimiser, prior, words, config, Progress(1), views, draws)
+            assert found.seen()[1]
             assert views.replays == 1
         health = training_step(scene, optimiser, prior, words, config, Progress(1), views)
         ends.append((health, torch.cat([p.detach().flatten() for p in optimiser.parameters])))
@@ -167,12 +168,12 @@ def test_the_number_of_graphs_is_bounded():
         for _ in range(2):
             views.forget_counts()
             for number in range(3):
-                render_views(scene, sized, number, views=views)
+                render_views(scene, draw_views(sized, number, 1, scene.device), views=views)
     assert len(views.captures) == MOST_GRAPHS + 2 and len(views._graphs) == MOST_GRAPHS
 
 
 def test_the_room_of_all_graphs_together_is_bounded():
-    look = Look(4, 64, "albedo", (4, 3), False)
+    look = Look(4, 64, "albedo", False)
     graphs = {}
     for room in (MOST_ROOM, MOST_ROOM // 2, MOST_ROOM // 2, MOST_ROOM // 4, MOST_ROOM):
         make_room_for(graphs, room)
@@ -187,8 +188,8 @@ def test_giving_up_says_whether_graphs_held_memory(caplog):
     views = Pretended(scene)
     for number in range(3):
         views.forget_counts()
-        render_views(scene, config, number, views=views)
-        render_views(scene, config, number, views=views)
+        render_views(scene, draw_views(config, number, 1, scene.device), views=views)
+        render_views(scene, draw_views(config, number, 1, scene.device), views=views)
     assert views._graphs and views.give_up("full") and not views._graphs
     assert not views.give_up("full")
     assert caplog.text.count("without CUDA graphs, slower: full") == 2
@@ -205,7 +206,7 @@ def test_a_capture_that_fails_is_told_once_and_the_views_come_all_the_same(monke
         for number in range(12):
             if number % 4 == 0:
                 views.forget_counts()
-            rendering, _ = render_views(scene, config, number, views=views)
+            rendering, _ = render_views(scene, draw_views(config, number, 1, scene.device), views=views)
             assert rendering.overflow is None and rendering.n_samples > 0
     (record,) = caplog.records
     assert "operation not permitted when stream is capturing" in record.getMessage()
@@ -263,7 +264,7 @@ def test_on_a_gpu_the_gradients_of_a_graph_are_the_plain_ones():
             if name == "graphed" and number < 3:
                 views.forget_counts()
             optimiser.zero_grad()
-            rendering, _ = render_views(scene, config, number, views=renderer)
+            rendering, _ = render_views(scene, draw_views(config, number, 1, scene.device), views=renderer)
             (rendering.color.square().sum() + rendering.thickness.sum()).backward()
             found[name] = [rendering.color.detach().clone(), *(p.grad.clone() for p in scene.field.parameters())]
             overflow = rendering.overflow
@@ -280,14 +281,14 @@ def test_on_a_gpu_a_replay_sees_the_field_and_the_occupancy_as_they_are():
     for number in range(3):
         if number < 2:
             views.forget_counts()
-        render_views(scene, config, number, views=views)
+        render_views(scene, draw_views(config, number, 1, scene.device), views=views)
     assert views._graphs
     with torch.no_grad():
         scene.field.table.normal_()
-    expected, _ = render_views(scene, config, 5)
-    replayed, _ = render_views(scene, config, 5, views=views)
+    expected, _ = render_views(scene, draw_views(config, 5, 1, scene.device))
+    replayed, _ = render_views(scene, draw_views(config, 5, 1, scene.device), views=views)
     assert replayed.overflow is not None
     assert torch.allclose(replayed.color, expected.color, atol=2e-3)
     scene.occupancy.occupied.zero_()
-    empty, condition = render_views(scene, config, 6, views=views)
+    empty, condition = render_views(scene, draw_views(config, 6, 1, scene.device), views=views)
     assert torch.allclose(empty.color.mean((1, 2)), condition.background, atol=1e-5)

@@ -11,12 +11,12 @@ import torch
 from tiny_run import CountingOracle, steps_of, tiny_config
 
 from nerf_bridge import optimize
+from nerf_bridge.draws import draw_views
 from nerf_bridge.guidance import Answer, encode_words
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.optimize import (
     Health,
     after_step,
-    backgrounds,
     optimise,
     preview_image,
     render_views,
@@ -30,6 +30,7 @@ from nerf_bridge.run.events import EventLog, read_events
 from nerf_bridge.run.health import SKIPS_IN_A_ROW, StepGuard
 from nerf_bridge.run.state import Progress, build_optimiser, save, scene_tensors
 from nerf_bridge.run.stop_signals import stop_signals
+from nerf_bridge.scene.background import backgrounds
 from nerf_bridge.scene.scene import build_scene
 
 CPU = torch.device("cpu")
@@ -139,11 +140,11 @@ def test_inner_steps_go_on_towards_one_answer_without_asking_again():
         step(config, scene, optimiser, Progress(), prior)
         assert prior.steps == 1
         assert {int(state["step"]) for state in optimiser.state.values()} == {inner}
-        rendering, told = render_views(scene, config, 0)
+        rendering, told = render_views(scene, draw_views(config, 0, 1, scene.device))
         assert told.together == len(told.cameras) == config.camera.views  # views of one object
         distances.append(rendering.color.detach())
     config, scene, _ = make(camera__views=3)
-    before = render_views(scene, config, 0)[0].color.detach()
+    before = render_views(scene, draw_views(config, 0, 1, scene.device))[0].color.detach()
     moved = [float((after - before).norm()) for after in distances]
     assert moved[1] > 1.5 * moved[0] > 0
 
@@ -210,7 +211,7 @@ def test_every_look_gives_gradients(shading, background):
 def test_what_the_prior_is_told_is_what_is_behind_the_object():
     config, scene, _ = make(render__background="random", field__blob_scale=0, render__size=32)
     scene.occupancy.occupied.zero_()
-    rendering, condition = render_views(scene, config, 5)
+    rendering, condition = render_views(scene, draw_views(config, 5, 1, scene.device))
     seen = rendering.color.mean((1, 2))
     assert torch.allclose(seen, condition.background, atol=1e-5)
     assert len(condition.cameras) == 2 and (seen[0] - seen[1]).abs().max() > 0.01
@@ -218,10 +219,11 @@ def test_what_the_prior_is_told_is_what_is_behind_the_object():
 
 def test_a_learned_background_is_told_by_its_mean():
     config, scene, _ = make(render__background="learned")
-    _, condition = render_views(scene, config, 0)
-    seen, told = backgrounds(scene, config, condition.cameras, config.render.size, 0)
+    _, condition = render_views(scene, draw_views(config, 0, 1, scene.device))
+    seen, told = backgrounds(scene.environment, condition.cameras, config.render.size, scene.backend, None)
     assert seen.shape == (2, 16, 16, 3) and told.shape == (2, 3)
-    assert torch.allclose(seen.mean((1, 2)), told) and not told.requires_grad
+    assert torch.allclose(seen.mean((1, 2)), told) and not told.requires_grad and seen.requires_grad
+    assert torch.equal(condition.background, told)
 
 
 def even(opacity, thickness=0.0):
@@ -357,7 +359,7 @@ def test_the_field_comes_nearer_to_the_truth(tmp_path, log):
     prior = CountingOracle()
 
     def error():
-        rendering, condition = render_views(scene, config, 0)
+        rendering, condition = render_views(scene, draw_views(config, 0, 1, scene.device))
         truth = prior.render(condition)[[thing.noun for thing in prior.objects].index("chair")]
         return float((rendering.color.detach().permute(0, 3, 1, 2) - truth).abs().mean())
 

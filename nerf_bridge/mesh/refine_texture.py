@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from nerf_bridge.config import GenerateConfig
+from nerf_bridge.draws import draw_background
 from nerf_bridge.guidance import (
     EncodedWords,
     distillation_loss,
@@ -29,8 +30,8 @@ from nerf_bridge.guidance import (
 from nerf_bridge.mesh.bake import nearest_covered
 from nerf_bridge.mesh.data import UnwrappedMesh
 from nerf_bridge.ops.raster import rasterize_uv
-from nerf_bridge.optimize import backgrounds
 from nerf_bridge.prior.protocol import Prior, ViewCondition
+from nerf_bridge.scene.background import backgrounds
 from nerf_bridge.scene.cameras import Cameras, sample_cameras
 from nerf_bridge.scene.mesh_render import ColoredMesh, Texture, shade_mesh
 from nerf_bridge.scene.scene import Scene
@@ -108,17 +109,17 @@ def refine_texture(
 
 def view_loss(textured: ColoredMesh, guide: Guide, step: int) -> Tensor:
     """A scalar whose gradient is the guidance's for the views of a step of the refinement, from 0."""
-    config, prior = guide.config, guide.prior
+    config, prior, scene = guide.config, guide.prior, guide.scene
     stage = stage_at(step, config.mesh.refine_steps, config.guidance.bridge_from)
     step += config.steps  # other draws than those of the field's steps
     group, draws = prior.view_group, step_generator(config.seed, step, "cameras")
-    cameras = sample_cameras(config.camera, draws, group).to(guide.scene.device)
+    cameras = sample_cameras(config.camera, draws, group).to(scene.device)
+    solid = draw_background(config, step)
+    solid = None if solid is None else solid.to(scene.device)
     with torch.no_grad():
-        behind, told = backgrounds(guide.scene, config, cameras, config.render.size, step)
+        behind, told = backgrounds(scene.environment, cameras, config.render.size, scene.backend, solid)
     light = light_of(cameras, config, step)
-    images, _ = shade_mesh(
-        textured, cameras, config.render.size, guide.scene.backend, behind, SUPERSAMPLE, light_dir=light
-    )
+    images, _ = shade_mesh(textured, cameras, config.render.size, scene.backend, behind, SUPERSAMPLE, light_dir=light)
     x = prior.encode_image(images.permute(0, 3, 1, 2))
     guidance = config.guidance
     times = draw_times(config.seed, step, len(x) // group, guidance.t_min_last, guidance.t_max_end)

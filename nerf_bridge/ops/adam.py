@@ -64,11 +64,15 @@ class SkippingAdam:
             for i, entries in state_dict["state"].items()
         }
 
-    @torch.no_grad()
     def step(self) -> None:
-        """One step on all parameters that have a gradient.
+        """One step on all parameters that have a gradient."""
+        self.prepared()()
 
-        All that takes memory comes before the first change: memory that runs out leaves nothing half-done.
+    @torch.no_grad()
+    def prepared(self) -> Callable[[], None]:
+        """What makes one step on all parameters that have a gradient, the gradients being as they are then.
+
+        All that takes memory is done before: memory that runs out leaves nothing half-done.
         """
         for parameter in self.parameters:
             if parameter.grad is not None and parameter not in self.state:
@@ -80,8 +84,13 @@ class SkippingAdam:
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        for change in changes:
-            change()
+
+        @torch.no_grad()
+        def step() -> None:
+            for change in changes:
+                change()
+
+        return step
 
     def _prepared(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Callable[[], None]:
         """What changes `parameter` and its state, and takes no memory for it."""

@@ -7,6 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nerf_bridge.scene.cameras import Cameras
+from nerf_bridge.scene.rays import camera_rays
+
 SolidBackground = Literal["random", "white", "grey"]
 GREY = 0.5
 
@@ -49,3 +52,22 @@ class LearnedEnvironment(nn.Module):
         inputs = torch.cat([directions, squares], dim=-1)  # the real spherical harmonics up to degree 2, unscaled
         hidden = nn.functional.linear(inputs, self.hidden_weight, self.hidden_bias).relu()
         return torch.sigmoid(nn.functional.linear(hidden, self.out_weight, self.out_bias))
+
+
+def backgrounds(
+    environment: LearnedEnvironment, cameras: Cameras, size: int, backend: str, solid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What is behind b views of `size` pixels a side, and its mean colour in each.
+
+    Args:
+        environment: is behind them where `solid` is None.
+        solid: one colour a view, [b, 3].
+
+    Returns:
+        [b, 3] or [b, size, size, 3], and [b, 3] without gradient.
+    """
+    if solid is not None:
+        return solid, solid
+    rays = camera_rays(cameras, size, size, backend)
+    seen = environment(rays.directions).view(len(cameras), size, size, 3)
+    return seen, seen.detach().mean((1, 2))

@@ -127,3 +127,14 @@ def turntable_cameras(n: int, elevation_rad: float, distance: float, fovy_rad: f
     azimuth = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
     same = torch.ones_like(azimuth)
     return orbit_cameras(azimuth, elevation_rad * same, distance * same, fovy_rad * same)
+
+
+def packed(cameras: Cameras) -> Tensor:
+    """All that b cameras are, as one tensor [b, 20]."""
+    numbers = (cameras.fovy_rad, cameras.azimuth_rad, cameras.elevation_rad, cameras.distance)
+    return torch.cat([cameras.c2w.flatten(1), torch.stack(numbers, dim=1)], dim=1)
+
+
+def unpacked(numbers: Tensor) -> Cameras:
+    """The inverse of `packed`."""
+    return Cameras(numbers[:, :16].unflatten(1, (4, 4)), *numbers[:, 16:].unbind(1))

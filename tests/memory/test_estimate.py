@@ -14,6 +14,7 @@ from prior.models.tiny_models import FAMILIES, load
 from tiny_run import tiny_config
 
 from nerf_bridge.config import GuidanceConfig, ModelConfig, build_config
+from nerf_bridge.draws import draw_views
 from nerf_bridge.errors import UserError
 from nerf_bridge.guidance import encode_words, guidance_gradient
 from nerf_bridge.memory import estimate
@@ -275,7 +276,7 @@ def test_a_render_forward_and_backward(rung, monkeypatch):
     else:
         rung_size, part = 20_000, slice(0, 1)
     with meter:
-        rendering, _ = render_views(scene, config, 0, part=part, samples_at_once=rung_size)
+        rendering, _ = render_views(scene, draw_views(config, 0, 1, scene.device), part=part, samples_at_once=rung_size)
         (rendering.color.sum() + rendering.thickness.sum()).backward()
     rays = rendering.color.shape[0] * 64**2
     per_ray = rendering.n_samples / rays
@@ -296,10 +297,9 @@ def test_the_samples_of_the_first_views_stay_below_the_share(preset):
     config = build_config(merged(settings, small) | {"prompt": "a"})
     scene = build_scene(config, resolve_backend("auto", CPU), CPU)
     update_occupancy(scene, config, 0)
-    share = [
-        render_views(scene, config, step)[0].n_samples / (4 * 24**2 * config.render.samples_across) for step in range(4)
-    ]
-    assert 0.15 < sum(share) / 4 < estimate.SAMPLES_SHARE
+    seen = [render_views(scene, draw_views(config, step, 1, CPU))[0].n_samples for step in range(4)]
+    share = sum(seen) / (len(seen) * 4 * 24**2 * config.render.samples_across)
+    assert 0.15 < share < estimate.SAMPLES_SHARE
 
 
 def test_the_field_is_its_table_with_all_that_adam_keeps():

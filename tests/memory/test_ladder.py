@@ -8,6 +8,7 @@ from prior.models.tiny_models import load
 from tiny_run import CountingOracle, tiny_config
 
 from nerf_bridge.config import build_config
+from nerf_bridge.draws import draw_views
 from nerf_bridge.errors import RunError
 from nerf_bridge.guidance import encode_words, size_at
 from nerf_bridge.memory.descent import place
@@ -165,9 +166,9 @@ def test_rays_in_parts_are_rendered_the_same_and_keep_less():
     def grads(samples_at_once):
         kept = []
         scene.field.zero_grad()
-        rendering, _ = render_views(scene, config, 3, samples_at_once=samples_at_once)
+        rendering, _ = render_views(scene, draw_views(config, 3, 1, scene.device), samples_at_once=samples_at_once)
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
-            render_views(scene, config, 3, samples_at_once=samples_at_once)
+            render_views(scene, draw_views(config, 3, 1, scene.device), samples_at_once=samples_at_once)
         (rendering.color.sum() + rendering.thickness.sum()).backward()
         return rendering, scene.field.table.grad.clone(), sum(kept)
 

@@ -2,9 +2,11 @@
 
 Activations are channels-last, so that an image is a row of pixels of C channels each. A program takes BLOCK channels of
 some pixels, whatever C is, so that one variant of each kernel serves a whole network: they are compiled while a run
-starts. Sums over an image run in two stages: many programs each reduce a run of pixels channel by channel, then one
-program a group joins what they found. Everything is summed in float32 and in a fixed order; nothing depends on which
-program is first. Offsets within an image are 32-bit, across images 64-bit.
+starts. Sums over an image run in two stages: some programs each reduce a run of pixels channel by channel, then one
+program a group joins what they found. A reducing program adds up tile upon tile, number by number, and sums over the
+pixels once, at its end: sums across its threads for each tile would take longer than the memory. There are as many of
+them as run at the same time. Everything is summed in float32 and in a fixed order; nothing depends on which program is
+first. Offsets within an image are 32-bit, across images 64-bit.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from torch import Tensor
 from nerf_bridge.prior.models.norm import Norm
 
 MOST_CHANNELS = 128  # of a program; both are powers of two, as the numbers of channels are
-TILE_ELEMENTS = 4096  # of the activations that a program holds at once
-TILES = 4  # that a reducing program takes, one after the other: a run of pixels
-ROWS, LANES = 256, 16  # runs, and at least so many channels of a group, that a joining program reads at once
+TILE_ELEMENTS = 2048  # of the activations that a program holds at once
+PROGRAMS = 1024  # that reduce an image: about eight for each multiprocessor of a large GPU
+JOINED = 4096  # numbers that a joining program reads at once: all, where an image has 32 groups
+STAGES = 3  # tiles that a reducing program has on their way
 WARPS, JOIN_WARPS = 4, 8
 
 
@@ -38,68 +41,80 @@ def _places(i, pixels, channels, channel, TILE: tl.constexpr):
     return pixel[:, None] * channels + channel[None, :], (pixel < pixels)[:, None] & (channel >= 0)[None, :]
 
 
-@triton.jit(do_not_specialize=["pixels", "chunks", "blocks", "add"])
+@triton.jit(do_not_specialize=["pixels", "chunks", "tiles", "blocks"])
 def _moments_kernel(
-    x, skip, bias, out, partial, pixels, chunks, blocks, channels, add,
-    BLOCK: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    x, skip, bias, out, partial, pixels, chunks, tiles, blocks, channels,
+    ADD: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared deviations of each channel over a run of pixels; `add`: of x + skip, which is stored."""
+    """Mean and sum of squared deviations of each channel over a run of `tiles` tiles; `ADD`: of x + skip, which is
+    stored.
+
+    Deviations are from the run's first pixel, one of the values: so the error of the variance is at most the number of
+    pixels times the rounding.
+    """
     chunk, image = tl.program_id(0) // blocks, tl.program_id(1)
     base = image.to(tl.int64) * pixels * channels
     channel = _channels(blocks, BLOCK)
     shift = tl.load(bias + channel)
-    mean = tl.zeros([BLOCK], tl.float32)
-    spread = tl.zeros([BLOCK], tl.float32)
-    seen = 0.0
-    for i in range(TILES):
-        place, inside = _places(chunk * TILES + i, pixels, channels, channel, TILE)
-        value = tl.load(x + base + place, mask=inside, other=0.0).to(tl.float32) + shift[None, :]
-        value += tl.load(skip + base + place, mask=inside & (add != 0), other=0.0).to(tl.float32)
-        stored = value.to(out.dtype.element_ty)
-        tl.store(out + base + place, stored, mask=inside & (add != 0))
-        value = tl.where(add != 0, stored.to(tl.float32), value)
-        n = tl.minimum(tl.maximum(pixels - (chunk * TILES + i) * TILE, 0), TILE).to(tl.float32)
-        if n > 0:  # joined as Chan et al. (1979) join the moments of two sets
-            tile_mean = tl.sum(tl.where(inside, value, 0.0), axis=0) / n
-            off = tl.where(inside, value - tile_mean[None, :], 0.0)
-            apart = tile_mean - mean
-            mean += apart * (n / (seen + n))
-            spread += tl.sum(off * off, axis=0) + apart * apart * (seen * n / (seen + n))
-            seen += n
+    start = chunk * tiles * TILE
+    pivot = tl.load(x + base + start * channels + channel).to(tl.float32)
+    if ADD:
+        pivot += shift + tl.load(skip + base + start * channels + channel).to(tl.float32)
+        pivot = pivot.to(out.dtype.element_ty).to(tl.float32)
+    total = tl.zeros([TILE, BLOCK], tl.float32)
+    squares = tl.zeros([TILE, BLOCK], tl.float32)
+    for i in tl.range(tiles, num_stages=STAGES):
+        place, inside = _places(chunk * tiles + i, pixels, channels, channel, TILE)
+        value = tl.load(x + base + place, mask=inside, other=0.0).to(tl.float32)
+        if ADD:
+            value += shift[None, :] + tl.load(skip + base + place, mask=inside, other=0.0).to(tl.float32)
+            stored = value.to(out.dtype.element_ty)
+            tl.store(out + base + place, stored, mask=inside)
+            value = stored.to(tl.float32)
+        off = tl.where(inside, value - pivot[None, :], 0.0)
+        total += off
+        squares += off * off
+    n = tl.minimum(pixels - start, tiles * TILE).to(tl.float32)
+    off = tl.sum(total, axis=0) / n
+    mean = pivot + off
+    if not ADD:
+        mean += shift
     row = partial + (image.to(tl.int64) * 2 * chunks + chunk) * channels + channel
     tl.store(row, mean)
-    tl.store(row + chunks * channels, spread)
+    tl.store(row + chunks * channels, tl.maximum(tl.sum(squares, axis=0) - n * off * off, 0.0))
+
+
+@triton.jit
+def _joined(i, group, chunks, channels, width, JOINED: tl.constexpr):
+    """Of numbers [chunks, channels] the `i`-th JOINED that belong to a group: run, offset, and which are there."""
+    number = i * JOINED + tl.arange(0, JOINED)
+    run = number // width
+    return run, run * channels + group * width + number % width, run < chunks
 
 
 @triton.jit(do_not_specialize=["pixels", "chunks", "run", "width"])
-def _join_moments_kernel(partial, stats, pixels, chunks, run, channels, width, ROWS: tl.constexpr, LANES: tl.constexpr):
+def _join_moments_kernel(partial, stats, pixels, chunks, run, channels, width, JOINED: tl.constexpr):
     """Mean and variance of a group (`width` channels) of an image from the moments of its runs of `run` pixels."""
     group, image = tl.program_id(0), tl.program_id(1)
-    lane = tl.arange(0, LANES)
-    base = partial + image.to(tl.int64) * 2 * chunks * channels + group * width + lane[None, :]
-    total = tl.zeros([ROWS, LANES], tl.float32)
-    first = 0
-    while first < chunks:
-        row = first + tl.arange(0, ROWS)
-        inside = (row < chunks)[:, None] & (lane < width)[None, :]
-        n = tl.minimum(tl.maximum(pixels - row * run, 0), run).to(tl.float32)
-        total += n[:, None] * tl.load(base + row[:, None] * channels, mask=inside, other=0.0)
-        first += ROWS
+    means = partial + image.to(tl.int64) * 2 * chunks * channels
+    spreads = means + chunks * channels
+    rounds = tl.cdiv(chunks * width, JOINED)
+    total = tl.zeros([JOINED], tl.float32)
+    for i in range(rounds):
+        which, place, there = _joined(i, group, chunks, channels, width, JOINED)
+        n = tl.minimum(pixels - which * run, run).to(tl.float32)
+        total += n * tl.load(means + place, mask=there, other=0.0)
     elements = (pixels * width).to(tl.float32)
-    mean = tl.sum(tl.sum(total, axis=0), axis=0) / elements
-    total = tl.zeros([ROWS, LANES], tl.float32)
-    first = 0
-    while first < chunks:
-        row = first + tl.arange(0, ROWS)
-        inside = (row < chunks)[:, None] & (lane < width)[None, :]
-        n = tl.minimum(tl.maximum(pixels - row * run, 0), run).to(tl.float32)
-        apart = tl.where(inside, tl.load(base + row[:, None] * channels, mask=inside, other=0.0) - mean, 0.0)
-        spread = tl.load(base + (chunks + row)[:, None] * channels, mask=inside, other=0.0)
-        total += spread + n[:, None] * apart * apart
-        first += ROWS
+    mean = tl.sum(total, axis=0) / elements
+    total = tl.zeros([JOINED], tl.float32)
+    for i in range(rounds):
+        which, place, there = _joined(i, group, chunks, channels, width, JOINED)
+        n = tl.minimum(pixels - which * run, run).to(tl.float32)
+        apart = tl.where(there, tl.load(means + place, mask=there, other=0.0) - mean, 0.0)
+        total += tl.load(spreads + place, mask=there, other=0.0) + n * apart * apart
     out = stats + (image * tl.num_programs(0) + group) * 2
     tl.store(out, mean)
-    tl.store(out + 1, tl.sum(tl.sum(total, axis=0), axis=0) / elements)
+    tl.store(out + 1, tl.sum(total, axis=0) / elements)
 
 
 @triton.jit
@@ -137,47 +152,43 @@ def _grad_normal(normal, grad, gain, offset, place, inside, channel, silu, ampli
     return tl.load(grad + place, mask=inside, other=0.0).to(tl.float32) * slope * (amplitude * factor)
 
 
-@triton.jit(do_not_specialize=["pixels", "chunks", "blocks", "width", "silu"])
+@triton.jit(do_not_specialize=["pixels", "chunks", "tiles", "blocks", "width", "silu"])
 def _grad_sums_kernel(
-    x, grad, bias, stats, gain, offset, partial, pixels, chunks, blocks, channels, width, eps, silu, amplitude,
-    BLOCK: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
+    x, grad, bias, stats, gain, offset, partial, pixels, chunks, tiles, blocks, channels, width, eps, silu, amplitude,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Over a run of pixels, for each channel: sum of the normalised values' gradient, and of gradient * value."""
     chunk, image = tl.program_id(0) // blocks, tl.program_id(1)
     base = image.to(tl.int64) * pixels * channels
     channel = _channels(blocks, BLOCK)
-    plain = tl.zeros([BLOCK], tl.float32)
-    along = tl.zeros([BLOCK], tl.float32)
-    for i in range(TILES):
-        place, inside = _places(chunk * TILES + i, pixels, channels, channel, TILE)
+    plain = tl.zeros([TILE, BLOCK], tl.float32)
+    along = tl.zeros([TILE, BLOCK], tl.float32)
+    for i in tl.range(tiles, num_stages=STAGES):
+        place, inside = _places(chunk * tiles + i, pixels, channels, channel, TILE)
         normal, _ = _normalised(x + base, bias, stats, place, inside, channel, image, eps, channels, width)
         g = _grad_normal(normal, grad + base, gain, offset, place, inside, channel, silu, amplitude)
-        plain += tl.sum(g, axis=0)
-        along += tl.sum(g * normal, axis=0)
+        plain += g
+        along += g * normal
     row = partial + (image.to(tl.int64) * 2 * chunks + chunk) * channels + channel
-    tl.store(row, plain)
-    tl.store(row + chunks * channels, along)
+    tl.store(row, tl.sum(plain, axis=0))
+    tl.store(row + chunks * channels, tl.sum(along, axis=0))
 
 
 @triton.jit(do_not_specialize=["pixels", "chunks", "width"])
-def _join_sums_kernel(partial, means, pixels, chunks, channels, width, ROWS: tl.constexpr, LANES: tl.constexpr):
+def _join_sums_kernel(partial, means, pixels, chunks, channels, width, JOINED: tl.constexpr):
     """Both sums over a group of an image, divided by its number of elements."""
     group, image = tl.program_id(0), tl.program_id(1)
-    lane = tl.arange(0, LANES)
-    base = partial + image.to(tl.int64) * 2 * chunks * channels + group * width + lane[None, :]
-    plain = tl.zeros([ROWS, LANES], tl.float32)
-    along = tl.zeros([ROWS, LANES], tl.float32)
-    first = 0
-    while first < chunks:
-        row = first + tl.arange(0, ROWS)
-        inside = (row < chunks)[:, None] & (lane < width)[None, :]
-        plain += tl.load(base + row[:, None] * channels, mask=inside, other=0.0)
-        along += tl.load(base + (chunks + row)[:, None] * channels, mask=inside, other=0.0)
-        first += ROWS
+    sums = partial + image.to(tl.int64) * 2 * chunks * channels
+    plain = tl.zeros([JOINED], tl.float32)
+    along = tl.zeros([JOINED], tl.float32)
+    for i in range(tl.cdiv(chunks * width, JOINED)):
+        _, place, there = _joined(i, group, chunks, channels, width, JOINED)
+        plain += tl.load(sums + place, mask=there, other=0.0)
+        along += tl.load(sums + chunks * channels + place, mask=there, other=0.0)
     elements = (pixels * width).to(tl.float32)
     out = means + (image * tl.num_programs(0) + group) * 2
-    tl.store(out, tl.sum(tl.sum(plain, axis=0), axis=0) / elements)
-    tl.store(out + 1, tl.sum(tl.sum(along, axis=0), axis=0) / elements)
+    tl.store(out, tl.sum(plain, axis=0) / elements)
+    tl.store(out + 1, tl.sum(along, axis=0) / elements)
 
 
 @triton.jit(do_not_specialize=["pixels", "blocks", "width", "silu", "add"])
@@ -205,15 +216,13 @@ def moments(x: Tensor, bias: Tensor, groups: int, skip: Tensor | None) -> tuple[
     partial = torch.empty(b, 2, cut.chunks, channels, device=x.device)
     stats = torch.empty(b, groups, 2, device=x.device)
     out = x if skip is None else torch.empty_like(x)
-    other, add = (x, 0) if skip is None else (skip, 1)
     _moments_kernel[(cut.chunks * cut.blocks, b)](
-        x, other, bias, out, partial, h * w, cut.chunks, cut.blocks, channels, add,
-        BLOCK=cut.block, TILE=cut.tile, TILES=TILES, num_warps=WARPS,
+        x, x if skip is None else skip, bias, out, partial, h * w, cut.chunks, cut.tiles, cut.blocks, channels,
+        ADD=skip is not None, BLOCK=cut.block, TILE=cut.tile, STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
-    width = channels // groups
     _join_moments_kernel[(groups, b)](
-        partial, stats, h * w, cut.chunks, cut.tile * TILES, channels, width,
-        ROWS=ROWS, LANES=max(width, LANES), num_warps=JOIN_WARPS,
+        partial, stats, h * w, cut.chunks, cut.tile * cut.tiles, channels, channels // groups,
+        JOINED=JOINED, num_warps=JOIN_WARPS,
     )  # fmt: skip
     return out, stats
 
@@ -239,13 +248,12 @@ def backward(
     partial = torch.empty(b, 2, cut.chunks, channels, device=x.device)
     means, out = torch.empty_like(stats), torch.empty_like(x)
     _grad_sums_kernel[(cut.chunks * cut.blocks, b)](
-        x, grad, bias, stats, norm.gain, norm.offset, partial, h * w, cut.chunks, cut.blocks, channels, width,
-        norm.eps, int(silu), norm.amplitude, BLOCK=cut.block, TILE=cut.tile, TILES=TILES, num_warps=WARPS,
+        x, grad, bias, stats, norm.gain, norm.offset, partial, h * w, cut.chunks, cut.tiles, cut.blocks, channels,
+        width, norm.eps, int(silu), norm.amplitude, BLOCK=cut.block, TILE=cut.tile, STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
     _join_sums_kernel[(norm.groups, b)](
-        partial, means, h * w, cut.chunks, channels, width,
-        ROWS=ROWS, LANES=max(width, LANES), num_warps=JOIN_WARPS,
-    )  # fmt: skip
+        partial, means, h * w, cut.chunks, channels, width, JOINED=JOINED, num_warps=JOIN_WARPS
+    )
     other, add = (x, 0) if skip is None else (skip, 1)
     _backward_kernel[(triton.cdiv(h * w, cut.tile) * cut.blocks, b)](
         x, grad, other, bias, stats, means, norm.gain, norm.offset, out, h * w, cut.blocks, channels, width, norm.eps,
@@ -260,16 +268,20 @@ class Cut:
 
     Attributes:
         block: channels of a program; blocks: programs for all channels.
-        tile: pixels that it holds at once; chunks: runs of TILES tiles in an image.
+        tile: pixels that it holds at once; tiles: that a reducing program takes, one after the other: a run of pixels.
+        chunks: runs in an image.
     """
 
     block: int
     blocks: int
     tile: int
+    tiles: int
     chunks: int
 
 
 def _cut(pixels: int, channels: int) -> Cut:
     block = min(channels, MOST_CHANNELS)
-    tile = max(TILE_ELEMENTS // block, 1)
-    return Cut(block, channels // block, tile, triton.cdiv(pixels, tile * TILES))
+    blocks, tile = channels // block, max(TILE_ELEMENTS // block, 1)
+    n_tiles = triton.cdiv(pixels, tile)
+    tiles = triton.cdiv(n_tiles * blocks, PROGRAMS)
+    return Cut(block, blocks, tile, tiles, triton.cdiv(n_tiles, tiles))

@@ -13,7 +13,7 @@ import torch
 from nerf_bridge.prior.models import group_norm, group_norm_triton
 from nerf_bridge.prior.models.norm import Norm
 
-SMALL = {"MOST_CHANNELS": 8, "TILE_ELEMENTS": 32, "TILES": 3, "ROWS": 2, "LANES": 2}
+SMALL = {"MOST_CHANNELS": 8, "TILE_ELEMENTS": 32, "PROGRAMS": 6, "JOINED": 8}
 """So that runs and joins take several rounds, and channels several programs."""
 
 
@@ -50,7 +50,21 @@ def _double(x: torch.Tensor | None) -> torch.Tensor | None:
     return None if x is None else x.double()
 
 
+def let_loops_count() -> None:
+    """Triton 3.6's interpreter takes int() of arrays of one number for the ends of loops, which NumPy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_and_mend
+
+
 if __name__ == "__main__":
+    let_loops_count()
     for name, value in SMALL.items():
         setattr(group_norm_triton, name, value)
     shapes = (((2, 16, 5, 7), 4), ((1, 8, 3, 3), 8))

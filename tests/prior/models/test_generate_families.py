@@ -65,20 +65,25 @@ def test_a_killed_run_goes_on_in_the_right_stage(family, views, at, tiny_model, 
     config = tiny_config(**SCHEDULED, prior=str(tiny_model(family)), camera__views=views)
     pipeline.generate(config, tmp_path / "unbroken")
     calls = {"steps": 0, "seen": []}
-    step_of, gradient = optimize.render_views, optimize.guidance_gradient
+    step_of, views_of, gradient = optimize.training_step, optimize.render_views, optimize.guidance_gradient
 
-    def render(scene, config, step, group, *rest):
+    def step(*arguments):
         calls["steps"] += 1
         if calls["steps"] == at:
             raise Killed
-        rendering, condition = step_of(scene, config, step, group, *rest)
-        calls["seen"].append((step, rendering.color.shape[1]))
+        calls["seen"].append((arguments[5].step,))
+        return step_of(*arguments)
+
+    def render(*arguments):
+        rendering, condition = views_of(*arguments)
+        calls["seen"][-1] += (rendering.color.shape[1],)
         return rendering, condition
 
     def guide(*arguments):
         calls["seen"][-1] += (arguments[-1], len(arguments[1]))
         return gradient(*arguments)
 
+    monkeypatch.setattr(optimize, "training_step", step)
     monkeypatch.setattr(optimize, "render_views", render)
     monkeypatch.setattr(optimize, "guidance_gradient", guide)
     with pytest.raises(Killed):
