@@ -67,8 +67,8 @@ def measure(device: torch.device, shrink: int) -> dict[str, float]:
     config = step_config(case, shrink)
     scene = make_scene(case, config, backend, device)
     words = encode_words(prior, PROMPT, config.guidance)
-    draws = Draws(config, prior.view_group, device)
-    runner = Runner(scene, build_optimiser(scene, config), prior, words, config, view_renderer(scene, 0), draws)
+    draws = Draws(config, words, prior.view_group, device)
+    runner = Runner(scene, build_optimiser(scene, config), prior, config, view_renderer(scene, 0), draws)
     _step(runner, 0)
     first = time.perf_counter() - ready
     network, seconds = prior.denoiser.network, []

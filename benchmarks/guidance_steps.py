@@ -36,7 +36,6 @@ from nerf_bridge.config import GenerateConfig, build_config
 from nerf_bridge.draws import Draws, draw_views
 from nerf_bridge.graphed_render import GraphedRender
 from nerf_bridge.guidance import (
-    EncodedWords,
     distillation_loss,
     encode_words,
     guidance_gradient,
@@ -74,7 +73,6 @@ class Runner:
     scene: Scene
     optimiser: Any
     prior: Prior
-    words: EncodedWords
     config: GenerateConfig
     views: GraphedRender
     draws: Draws
@@ -159,7 +157,8 @@ def make_runner(scene: Scene, config: GenerateConfig, setting: Setting, kind: st
         field: Any = TorchField(scene.field, compiled=False)
         scene = Scene(field, scene.occupancy, scene.environment, scene.step_size, "torch", scene.device)
     views = view_renderer(scene, 0) if kind == "ours" else GraphedRender(scene, enabled=False)
-    return Runner(scene, optimiser, prior, words, config, views, Draws(config, prior.view_group, scene.device))
+    draws = Draws(config, words, prior.view_group, scene.device)
+    return Runner(scene, optimiser, prior, config, views, draws)
 
 
 def come_to_pace(runner: Runner, step: int) -> None:
@@ -174,7 +173,7 @@ def come_to_pace(runner: Runner, step: int) -> None:
 def run_step(of: Runner, step: int) -> None:
     """The whole step."""
     progress = Progress(step=step)
-    training_step(of.scene, of.optimiser, of.prior, of.words, of.config, progress, of.views, of.draws)
+    training_step(of.scene, of.optimiser, of.prior, of.draws, of.config, progress, of.views)
 
 
 def view_counts(scene: Scene, config: GenerateConfig, step: int) -> tuple[int, int]:
@@ -262,9 +261,10 @@ class Stages:
         """Noise, the prior's answers and the gradient that they make."""
         config, step = self.of.config, self.step
         t, noise = self.of.draws.noise(step, tuple(self.x.shape))
+        words = self.of.draws.words(step)
         stage = stage_at(step, STEPS, config.guidance.bridge_from)
         self.grad_x = guidance_gradient(
-            self.of.prior, self.x.detach(), t, noise, self.of.words, self.condition, config.guidance, stage
+            self.of.prior, self.x.detach(), t, noise, words, self.condition, config.guidance, stage
         )
 
     def backward(self) -> None:

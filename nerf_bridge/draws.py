@@ -1,4 +1,5 @@
-"""What each step of a run draws, on its device: views, jitter, light and background; noise times and noise.
+"""What each step of a run draws, on its device: views, jitter, light and background, the words for the views; noise
+times and noise.
 
 All of it is drawn on the CPU and depends on the settings and the number of the step alone (`step_generator`), so it can
 be made ahead: while the device still works at a step, that of the next one is drawn and sent.
@@ -14,7 +15,16 @@ from torch import Tensor
 
 from nerf_bridge.config import GenerateConfig
 from nerf_bridge.device import to_device
-from nerf_bridge.guidance import draw_noise, draw_times, size_at, step_generator, t_max_at, t_min_at
+from nerf_bridge.guidance import (
+    EncodedWords,
+    ViewWords,
+    draw_noise,
+    draw_times,
+    size_at,
+    step_generator,
+    t_max_at,
+    t_min_at,
+)
 from nerf_bridge.scene.background import solid_backgrounds
 from nerf_bridge.scene.cameras import Cameras, packed, sample_cameras, unpacked
 from nerf_bridge.scene.shading import Shading, draw_light_directions, shading_at
@@ -27,7 +37,8 @@ class ViewDraws:
     """What the b views of a step are rendered with.
 
     Attributes:
-        cameras: b of them.
+        packed: all that b cameras are, [b, 20] (`scene.cameras.packed`).
+        cameras: the same.
         size: pixels along a side.
         shading: of all views.
         jitter: [b, size^2] in [0, 1), see `render`.
@@ -35,6 +46,7 @@ class ViewDraws:
         background: [b, 3] in 0..1; None: what is behind them is learned.
     """
 
+    packed: Tensor
     cameras: Cameras
     size: int
     shading: Shading
@@ -46,11 +58,13 @@ class ViewDraws:
 class Draws:
     """The draws of a run's steps; those of the last steps are kept."""
 
-    def __init__(self, config: GenerateConfig, view_group: int, device: torch.device):
+    def __init__(self, config: GenerateConfig, words: EncodedWords, view_group: int, device: torch.device):
         """`view_group`: views that the prior wants together, which also share their noise time."""
         self.config = config
+        self.encoded = words
         self.view_group = view_group
         self.device = device
+        self._words: dict[int, ViewWords] = {}
         self._views: dict[int, ViewDraws] = {}
         self._noise: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
 
@@ -60,6 +74,13 @@ class Draws:
             keep_last(self._views, step, draw_views(self.config, step, self.view_group, self.device))
         return self._views[step]
 
+    def words(self, step: int) -> ViewWords:
+        """The words for all views of `step`."""
+        if step not in self._words:
+            cameras = self.views(step).cameras
+            keep_last(self._words, step, ViewWords(self.encoded, cameras, len(cameras)))
+        return self._words[step]
+
     def noise(self, step: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Noise times [b] and standard normal noise of `shape` [b, c, h, w], for the encoded views of `step`."""
         key = (step, shape)
@@ -68,10 +89,13 @@ class Draws:
         return self._noise[key]
 
     def make_ahead(self, step: int) -> None:
-        """Draw for `step`, if the run has it; noise too, as large as the last one."""
+        """Draw for `step`, if the run has it: noise as large as the last one, and the words that were asked for."""
         if step >= self.config.steps:
             return
         self.views(step)
+        if self._words:
+            last = self._words[next(reversed(self._words))]
+            self.words(step).make_as(last)
         if self._noise:
             _, shape = next(reversed(self._noise))
             self.noise(step, shape)
@@ -97,7 +121,7 @@ def draw_views(config: GenerateConfig, step: int, view_group: int, device: torch
         drawn.append(solid)
     numbers, jitter, *more = to_device(drawn, device)
     background = None if solid is None else more.pop()
-    return ViewDraws(unpacked(numbers), size, shading, jitter, more.pop() if more else None, background)
+    return ViewDraws(numbers, unpacked(numbers), size, shading, jitter, more.pop() if more else None, background)
 
 
 def draw_background(config: GenerateConfig, step: int) -> Tensor | None:

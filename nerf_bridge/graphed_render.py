@@ -19,7 +19,7 @@ from nerf_bridge.cuda_graphs import DifferentiableRecording, make_room, record_d
 from nerf_bridge.errors import one_line
 from nerf_bridge.render import Rendering, render
 from nerf_bridge.scene.background import backgrounds
-from nerf_bridge.scene.cameras import Cameras, packed, unpacked
+from nerf_bridge.scene.cameras import unpacked
 from nerf_bridge.scene.scene import Scene
 from nerf_bridge.scene.shading import Shading
 
@@ -109,7 +109,7 @@ class GraphedRender:
 
     def __call__(
         self,
-        cameras: Cameras,
+        cameras: Tensor,
         size: int,
         background: Tensor | None,
         shading: Shading,
@@ -120,6 +120,7 @@ class GraphedRender:
         """As `render` of the same arguments; the tensors of a replayed rendering are overwritten by the next.
 
         Args:
+            cameras: b of them, `packed`, [b, 20].
             background: [b, 3]; None: the scene's environment is behind the views.
             samples_at_once: only for plain rendering, where memory is short.
 
@@ -129,13 +130,13 @@ class GraphedRender:
         """
         look = Look(len(cameras), size, shading, background is None)
         room = self._room(look)
-        inputs = (packed(cameras), jitter, *(given for given in (background, light_dir) if given is not None))
+        inputs = (cameras, jitter, *(given for given in (background, light_dir) if given is not None))
         if room is not None and ((look, room) in self._graphs or self._capture(look, room, inputs)):
             color, opacity, depth, thickness, overflow, told = self._graphs[look, room](*inputs)
             return Rendering(color, opacity, depth, None, thickness, room, overflow), told
-        scene = self._scene
-        behind, told = backgrounds(scene.environment, cameras, size, scene.backend, background)
-        views = (scene.field, scene.occupancy.occupied, cameras, size, behind, scene.step_size, scene.backend)
+        scene, seen_from = self._scene, unpacked(cameras)
+        behind, told = backgrounds(scene.environment, seen_from, size, scene.backend, background)
+        views = (scene.field, scene.occupancy.occupied, seen_from, size, behind, scene.step_size, scene.backend)
         rendering = render(*views, shading=shading, light_dir=light_dir, jitter=jitter, samples_at_once=samples_at_once)
         self._counted[look] = rendering.n_samples
         return rendering, told

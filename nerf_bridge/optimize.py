@@ -89,13 +89,13 @@ def optimise(
     progress = restore(run, scene, optimiser) or Progress()
     progress = replace(progress, rung=max(rung, progress.rung))
     progress = settle(run, scene, optimiser, prior, config, progress, log)
-    views, draws = view_renderer(scene, progress.rung), Draws(config, prior.view_group, scene.device)
+    views, draws = view_renderer(scene, progress.rung), Draws(config, words, prior.view_group, scene.device)
     if progress.step:
         log.append("resumed", "optimise", progress.step, config.steps)
     bar = tqdm(total=config.steps, initial=progress.step, desc="optimising", unit="step")
     with stop_signals() as stopped, bar:
         while progress.step < config.steps:
-            work = functools.partial(training_step, scene, optimiser, prior, words, config, progress, views, draws)
+            work = functools.partial(training_step, scene, optimiser, prior, draws, config, progress, views)
             refreshes = is_refreshed_at(progress.step, config.steps, config.occupancy)
             health = attempt(work, scene, optimiser, refreshes)
             if isinstance(health, OutOfMemory):
@@ -124,11 +124,10 @@ def training_step(
     scene: Scene,
     optimiser: SkippingAdam,
     prior: Prior,
-    words: EncodedWords,
+    draws: Draws,
     config: GenerateConfig,
     progress: Progress,
     views: GraphedRender | None = None,
-    draws: Draws | None = None,
 ) -> Health:
     """One step: render views, ask the prior, and move the field unless a gradient is not finite.
 
@@ -136,16 +135,14 @@ def training_step(
     answer, which costs a rendering and not a call of the prior. Where one fails, those before it stay.
 
     Args:
+        draws: what the steps of the run draw; that of the next one is made while the device works at this one.
         views: what renders them; the same one at every step of a run. None: one that uses no CUDA graphs.
-        draws: what the steps draw; the same one at every step of a run, so that the next step's is made while the
-            device works at this one. None: this step's are made.
 
     Returns:
         The figures of the last inner step.
     """
     step = progress.step
     views = views or GraphedRender(scene, enabled=False)
-    draws = draws or Draws(config, prior.view_group, scene.device)
     if is_refreshed_at(step, config.steps, config.occupancy):
         update_occupancy(scene, config, step)
         views.forget_counts()
@@ -154,7 +151,7 @@ def training_step(
     answers: list[Answer] | None = None
     health = Health(0.0, 0.0, True)
     for _ in range(config.optim.inner_steps):
-        health, answers = inner_step(scene, optimiser, prior, words, config, progress, views, draws, answers)
+        health, answers = inner_step(scene, optimiser, prior, draws, config, progress, views, answers)
         if not health.finite:
             break
     return health
@@ -164,11 +161,10 @@ def inner_step(
     scene: Scene,
     optimiser: SkippingAdam,
     prior: Prior,
-    words: EncodedWords,
+    draws: Draws,
     config: GenerateConfig,
     progress: Progress,
     views: GraphedRender,
-    draws: Draws,
     answers: list[Answer] | None,
 ) -> tuple[Health, list[Answer]]:
     """Move the field once, unless a gradient is not finite; the arguments are those of `gradients`.
@@ -176,7 +172,7 @@ def inner_step(
     While the device works, all is made ready that comes after it; then the host waits for it, once.
     """
     while True:
-        found = gradients(scene, optimiser, prior, words, config, progress, views, draws, answers)
+        found = gradients(scene, optimiser, prior, draws, config, progress, views, answers)
         move = optimiser.prepared()
         draws.make_ahead(progress.step + 1)
         health, lacked_room = found.seen()
@@ -211,11 +207,10 @@ def gradients(
     scene: Scene,
     optimiser: SkippingAdam,
     prior: Prior,
-    words: EncodedWords,
+    draws: Draws,
     config: GenerateConfig,
     progress: Progress,
     views: GraphedRender,
-    draws: Draws,
     answers: list[Answer] | None = None,
 ) -> Gradients:
     """Put the gradients of a step into the parameters. The host does not wait for the device.
@@ -228,7 +223,7 @@ def gradients(
     parts = parts_of(n_views, kept_together(prior, n_views), RUNGS[progress.rung])
     kept: Sequence[Answer | None] = answers or [None] * len(parts)
     found = [
-        backward(scene, prior, words, config, progress, part, views, draws, answer)
+        backward(scene, prior, draws, config, progress, part, views, answer)
         for part, answer in zip(parts, kept, strict=True)
     ]
     norm = nn.utils.get_total_norm([p.grad for p in optimiser.parameters if p.grad is not None])
@@ -240,12 +235,11 @@ def gradients(
 def backward(
     scene: Scene,
     prior: Prior,
-    words: EncodedWords,
+    draws: Draws,
     config: GenerateConfig,
     progress: Progress,
     part: slice,
     views: GraphedRender,
-    draws: Draws,
     answer: Answer | None = None,
 ) -> tuple[Tensor, Tensor | None, Answer]:
     """Add the gradient of the views `part` of a step, which draw what they do when all are done at once.
@@ -260,7 +254,7 @@ def backward(
     step, samples_at_once = progress.step, RUNGS[progress.rung].samples_at_once
     rendering, condition = render_views(scene, draws.views(step), part, samples_at_once, views)
     x = prior.encode_image(rendering.color.permute(0, 3, 1, 2))
-    answer = answer or ask(prior, x.detach(), words, condition, config, step, part, draws)
+    answer = answer or ask(prior, draws, x.detach(), condition, config, step, part)
     loss = distillation_loss(x, answer.gradient_at(x.detach())) + regularisers(scene, rendering, config, step)
     (len(x) / config.camera.views * loss).backward()
     return rendering.opacity.detach().flatten(), rendering.overflow, answer
@@ -268,16 +262,16 @@ def backward(
 
 def ask(
     prior: Prior,
+    draws: Draws,
     x: Tensor,
-    words: EncodedWords,
     condition: ViewCondition,
     config: GenerateConfig,
     step: int,
     part: slice,
-    draws: Draws,
 ) -> Answer:
     """What the prior says of the encoded views `part` of a step, at times and with noise as the step draws them."""
     t, noise = (drawn[part] for drawn in draws.noise(step, (config.camera.views, *x.shape[1:])))
+    words = draws.words(step) if len(x) == config.camera.views else draws.encoded
     stage = stage_at(step, config.steps, config.guidance.bridge_from)
     grad_x = guidance_gradient(prior, x, t, noise, words, condition, config.guidance, stage)
     return Answer(x, grad_x, pull(prior, t, config.guidance, stage))
@@ -307,10 +301,10 @@ def render_views(
 
     `views` renders them; None: one that uses no CUDA graphs.
     """
-    cameras, jitter = drawn.cameras[part], drawn.jitter[part].flatten()
+    cameras, packed, jitter = drawn.cameras[part], drawn.packed[part], drawn.jitter[part].flatten()
     light, background = (None if each is None else each[part] for each in (drawn.light_dir, drawn.background))
     views = views or GraphedRender(scene, enabled=False)
-    rendering, told = views(cameras, drawn.size, background, drawn.shading, light, jitter, samples_at_once)
+    rendering, told = views(packed, drawn.size, background, drawn.shading, light, jitter, samples_at_once)
     return rendering, ViewCondition(cameras, told, together=len(cameras))
 
 

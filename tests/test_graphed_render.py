@@ -111,10 +111,10 @@ def test_steps_with_graphs_are_the_plain_ones(shading, background):
     for graphed in (False, True):
         config, scene, optimiser = make(**changes)
         prior = CountingOracle()
-        words = encode_words(prior, config.prompt, config.guidance)
+        draws = Draws(config, encode_words(prior, config.prompt, config.guidance), prior.view_group, scene.device)
         views = Pretended(scene) if graphed else None
         for number in range(16):
-            training_step(scene, optimiser, prior, words, config, Progress(number), views)
+            training_step(scene, optimiser, prior, draws, config, Progress(number), views)
         ends.append(torch.cat([p.detach().flatten() for p in optimiser.parameters]))
     assert views.replays >= (6 if shading != "mixed" else 1) and len(views.captures) <= 3
     assert torch.allclose(ends[0], ends[1], atol=1e-5)
@@ -139,7 +139,7 @@ def test_too_little_room_is_noticed_and_the_step_done_again(monkeypatch):
     for graphed in (False, True):
         config, scene, optimiser = make()
         prior = CountingOracle()
-        words = encode_words(prior, config.prompt, config.guidance)
+        draws = Draws(config, encode_words(prior, config.prompt, config.guidance), prior.view_group, scene.device)
         update_occupancy(scene, config, 0)
         views = Pretended(scene) if graphed else GraphedRender(scene, enabled=False)
         if graphed:
@@ -149,11 +149,10 @@ def test_too_little_room_is_noticed_and_the_step_done_again(monkeypatch):
             (look,) = views._before
             views._counted[look] = views._before[look] = rendering.n_samples // 4
             views._before[look] = room_for(views._counted[look])
-            draws = Draws(config, prior.view_group, scene.device)
-            found = gradients(scene, optimiser, prior, words, config, Progress(1), views, draws)
+            found = gradients(scene, optimiser, prior, draws, config, Progress(1), views)
             assert found.seen()[1]
             assert views.replays == 1
-        health = training_step(scene, optimiser, prior, words, config, Progress(1), views)
+        health = training_step(scene, optimiser, prior, draws, config, Progress(1), views)
         ends.append((health, torch.cat([p.detach().flatten() for p in optimiser.parameters])))
     assert views.replays == 2 and prior.steps == 3
     assert ends[0][0] == ends[1][0] and torch.equal(ends[0][1], ends[1][1])
@@ -231,11 +230,11 @@ def trained_on_gpu(views_of, n_steps, **changes):
     changes = {"device": "cuda", "occupancy__every": 4, "field__n_features": 4, **changes}
     config, scene, optimiser = make(device, "cuda", **changes)
     prior = OracleForGpu()
-    words = encode_words(prior, config.prompt, config.guidance)
+    draws = Draws(config, encode_words(prior, config.prompt, config.guidance), prior.view_group, scene.device)
     views = views_of(scene)
     figures = []
     for number in range(n_steps):
-        health = training_step(scene, optimiser, prior, words, config, Progress(number), views)
+        health = training_step(scene, optimiser, prior, draws, config, Progress(number), views)
         figures.append((health.opacity, health.gradient_norm))
     return torch.as_tensor(preview_image(scene, config)), torch.tensor(figures), views
 

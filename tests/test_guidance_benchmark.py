@@ -86,8 +86,7 @@ def test_the_stages_do_what_the_step_does(name):
             torch.manual_seed(8)
             runner = guidance_steps.make_runner(scene, config, TRIAL, kind)
             if whole:
-                parts = (runner.scene, runner.optimiser, runner.prior, runner.words, config)
-                guidance_steps.training_step(*parts, guidance_steps.Progress(step=step))
+                guidance_steps.run_step(runner, step)
             else:
                 stages = guidance_steps.Stages(runner, iter([step]))
                 for stage in (stages.render, stages.encode, stages.predict, stages.backward, stages.optimise):

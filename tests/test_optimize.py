@@ -11,7 +11,7 @@ import torch
 from tiny_run import CountingOracle, steps_of, tiny_config
 
 from nerf_bridge import optimize
-from nerf_bridge.draws import draw_views
+from nerf_bridge.draws import Draws, draw_views
 from nerf_bridge.guidance import Answer, encode_words
 from nerf_bridge.ops.backend import resolve_backend
 from nerf_bridge.optimize import (
@@ -47,7 +47,7 @@ def make(**changes):
 def step(config, scene, optimiser, progress, prior=None):
     prior = prior or CountingOracle()
     words = encode_words(prior, config.prompt, config.guidance)
-    return training_step(scene, optimiser, prior, words, config, progress)
+    return training_step(scene, optimiser, prior, Draws(config, words, prior.view_group, CPU), config, progress)
 
 
 def parameters(scene):
@@ -364,9 +364,9 @@ def test_the_field_comes_nearer_to_the_truth(tmp_path, log):
         return float((rendering.color.detach().permute(0, 3, 1, 2) - truth).abs().mean())
 
     before = error()
-    words = encode_words(prior, config.prompt, config.guidance)
+    draws = Draws(config, encode_words(prior, config.prompt, config.guidance), prior.view_group, CPU)
     for number in range(config.steps):
-        training_step(scene, optimiser, prior, words, config, Progress(number))
+        training_step(scene, optimiser, prior, draws, config, Progress(number))
     assert error() < 0.8 * before
 
 

@@ -15,11 +15,12 @@ from nerf_bridge.guidance.schedule import (
     t_max_at,
     t_min_at,
 )
-from nerf_bridge.guidance.words import EncodedWords, encode_words
+from nerf_bridge.guidance.words import EncodedWords, ViewWords, encode_words
 
 __all__ = [
     "Answer",
     "EncodedWords",
+    "ViewWords",
     "bridge",
     "classifier_free",
     "csd",

@@ -12,8 +12,8 @@ from nerf_bridge.config import GuidanceConfig
 from nerf_bridge.guidance.gradients import bridge, classifier_free, csd, nfsd, perp_neg, sds
 from nerf_bridge.guidance.schedule import Stage, Weighting, noise_weight
 from nerf_bridge.guidance.solver import path_start, predict_ends
-from nerf_bridge.guidance.words import EncodedWords, Role, embeddings_for_views
-from nerf_bridge.prior.protocol import Prior, PromptEmbeddings, ViewCondition
+from nerf_bridge.guidance.words import EncodedWords, Role, ViewWords
+from nerf_bridge.prior.protocol import Prior, ViewCondition
 from nerf_bridge.prompts import negative_view_weights, view_weights
 
 Ask = Callable[[Tensor, Tensor, tuple[Role, ...]], dict[Role, Tensor]]  # of points and times, k * b for k roles
@@ -36,7 +36,7 @@ def guidance_gradient(
     x: Tensor,
     t: Tensor,
     noise: Tensor,
-    words: EncodedWords,
+    words: EncodedWords | ViewWords,
     condition: ViewCondition | None,
     settings: GuidanceConfig,
     stage: Stage,
@@ -53,7 +53,7 @@ def guidance_gradient(
         x: encoded renders, [b, c, h, w].
         t: noise time of each, [b] in (0, 1).
         noise: standard normal, [b, c, h, w].
-        words: the encoded prompts of the run.
+        words: the encoded prompts of the run, or what these b images make of them.
         condition: cameras and backgrounds of the b renders; None when unknown.
         settings: method, scales and weighting.
         stage: 1 or 2 (schedule.stage_at); only the bridge tells them apart.
@@ -65,9 +65,11 @@ def guidance_gradient(
     """
     alpha, sigma = (level.view(-1, 1, 1, 1) for level in prior.alpha_sigma(t))
     weight = noise_weight(alpha, sigma, _weighting(settings, stage))
+    cameras = None if condition is None else condition.cameras
+    said = words if isinstance(words, ViewWords) else ViewWords(words, cameras, len(x))
 
     def ask(points: Tensor, times: Tensor, roles: tuple[Role, ...]) -> dict[Role, Tensor]:
-        return _predict(prior, points, times, words, condition, roles, null_hides_camera)
+        return _predict(prior, points, times, said, condition, roles, null_hides_camera)
 
     if settings.solver_steps > 1 and settings.method == "bridge" and stage == 2:
         return weight * dual_bridge(prior, ask, x, t, condition, settings)
@@ -151,7 +153,7 @@ def _predict(
     prior: Prior,
     points: Tensor,
     t: Tensor,
-    words: EncodedWords,
+    words: ViewWords,
     condition: ViewCondition | None,
     roles: tuple[Role, ...],
     null_hides_camera: bool,
@@ -159,12 +161,11 @@ def _predict(
     """The prior's predictions for `roles`, of points [k * b, c, h, w] at times [k * b], role by role."""
     k = len(roles)
     n = len(points) // k
-    embeddings = PromptEmbeddings.cat([embeddings_for_views(words.by_role(role), condition, n) for role in roles])
-    views = condition.repeat(k) if condition is not None else None
+    views = condition.repeat(k) if condition is not None and prior.knows_cameras else None
     if views is not None and null_hides_camera:
         hidden = torch.tensor([role == "null" for role in roles], device=points.device)
         views = views.hiding(hidden.repeat_interleave(n))
-    predicted = prior.predict_noise(points, t, embeddings, views)
+    predicted = prior.predict_noise(points, t, words.by_roles(roles), views)
     return dict(zip(roles, predicted.chunk(k), strict=True))
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from nerf_bridge.config import GuidanceConfig
 from nerf_bridge.errors import UserError
-from nerf_bridge.prior.protocol import Prior, PromptEmbeddings, ViewCondition
+from nerf_bridge.prior.protocol import Prior, PromptEmbeddings
 from nerf_bridge.prompts import VIEWS, compose_words, use_view_words, view_weights
+from nerf_bridge.scene.cameras import Cameras
 
 Role = Literal["text", "null", "negative", "target", "source", "front", "side"]
 
@@ -87,12 +88,43 @@ def encode_words(
     )
 
 
-def embeddings_for_views(encoded: PromptEmbeddings, condition: ViewCondition | None, n: int) -> PromptEmbeddings:
+class ViewWords:
+    """The words of a run as the images of a step have them: a row for each image.
+
+    What was asked for is kept, so that it can be made before it is needed.
+    """
+
+    def __init__(self, words: EncodedWords, cameras: Cameras | None, n: int):
+        """For `n` images from `cameras`; None: unknown, which words by view cannot do with."""
+        self.words = words
+        self.cameras = cameras
+        self.n = n
+        self._made: dict[tuple[Role, ...], PromptEmbeddings] = {}
+        self._asked: set[tuple[Role, ...]] = set()
+
+    def by_roles(self, roles: tuple[Role, ...]) -> PromptEmbeddings:
+        """`n` rows for each of `roles`, role after role."""
+        self._asked.add(roles)
+        self._make(roles)
+        return self._made[roles]
+
+    def make_as(self, other: ViewWords) -> None:
+        """Make what has been asked of `other`."""
+        for roles in other._asked:
+            self._make(roles)
+
+    def _make(self, roles: tuple[Role, ...]) -> None:
+        if roles not in self._made:
+            rows = [embeddings_for_views(self.words.by_role(role), self.cameras, self.n) for role in roles]
+            self._made[roles] = PromptEmbeddings.cat(rows)
+
+
+def embeddings_for_views(encoded: PromptEmbeddings, cameras: Cameras | None, n: int) -> PromptEmbeddings:
     """One row for each of `n` images: the only row of `encoded`, or its four view wordings mixed by `view_weights`."""
     if len(encoded) == 1:
         return encoded.repeat(n)
-    assert condition is not None, "prompts worded by view need the cameras"
-    weights = view_weights(condition.cameras.azimuth_rad, condition.cameras.elevation_rad)
+    assert cameras is not None, "prompts worded by view need the cameras"
+    weights = view_weights(cameras.azimuth_rad, cameras.elevation_rad)
     return mix_rows(encoded, weights.to(encoded.tokens))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nerf_bridge.ops.backend import run_kernel
+from nerf_bridge.ops.backend import prepared_kernel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -74,26 +74,25 @@ class SkippingAdam:
 
         All that takes memory is done before: memory that runs out leaves nothing half-done.
         """
-        for parameter in self.parameters:
-            if parameter.grad is not None and parameter not in self.state:
+        moving = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        for parameter, _, _ in moving:
+            if parameter not in self.state:
                 moments = {name: torch.zeros_like(parameter) for name in MOMENTS}
                 self.state[parameter] = {"step": torch.zeros(())} | moments
-        changes = [
-            self._prepared(parameter, parameter.grad.contiguous(), group)
-            for group in self.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        changes = [self._prepared(parameter, gradient.contiguous(), group) for parameter, gradient, group in moving]
 
         @torch.no_grad()
         def step() -> None:
-            for change in changes:
+            for change in changes:  # one right after the other: on a GPU all but the first are over sooner than made
                 change()
+            for parameter, _, _ in moving:
+                self.state[parameter]["step"] += 1
+                torch.autograd.graph.increment_version(parameter)
 
         return step
 
     def _prepared(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> Callable[[], None]:
-        """What changes `parameter` and its state, and takes no memory for it."""
+        """What changes `parameter` and its moments, and takes no memory for it."""
         state, (beta1, beta2) = self.state[parameter], group["betas"]
         step, moments = float(state["step"]) + 1, (state["exp_avg"], state["exp_avg_sq"])
         rate, root = float(group["lr"]) / (1 - beta1**step), math.sqrt(1 - beta2**step)
@@ -101,17 +100,13 @@ class SkippingAdam:
         numbers = (rate, root, keep, float(beta1), float(beta2), float(group["eps"]))
         tensors = (gradient, parameter, *moments)
         aligned = all(tensor.data_ptr() % 16 == 0 for tensor in tensors)  # the GPU reads four numbers at a time
-        plain = self.backend == "torch" or not aligned
-        new = adam_torch(*tensors, *numbers, skip=skip) if plain else None
+        if self.backend != "torch" and aligned:
+            return prepared_kernel(self.backend, "adam", *tensors, gradient.numel(), *numbers, skip)
+        new = adam_torch(*tensors, *numbers, skip=skip)
 
         def change() -> None:
-            if new is None:
-                run_kernel(self.backend, "adam", *tensors, gradient.numel(), *numbers, skip)
-                torch.autograd.graph.increment_version(parameter)
-            else:
-                for mine, theirs in zip((parameter, *moments), new, strict=True):
-                    mine.copy_(theirs)
-            state["step"] += 1
+            for mine, theirs in zip((parameter, *moments), new, strict=True):
+                mine.copy_(theirs)
 
         return change
 

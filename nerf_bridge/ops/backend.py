@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,15 @@ def _library_file(kind: str, target: str) -> Path:
 
 
 def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float | bool | None) -> None:
-    """Call the kernel `name` of the library `backend` on the current stream (CUDA) or torch's thread count (CPU).
+    """Call a kernel; as `prepared_kernel`, at once."""
+    prepared_kernel(backend, name, *arguments)()
+
+
+def prepared_kernel(
+    backend: str, name: str, *arguments: torch.Tensor | int | float | bool | None
+) -> Callable[[], None]:
+    """What calls the kernel `name` of the library `backend` on what is then the current stream (CUDA), or with torch's
+    thread count (CPU); all checks are done before.
 
     Args:
         backend: "cpu", "cuda", or a peer, whose part our CUDA kernels then do.
@@ -141,7 +150,7 @@ def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float |
         TypeError: a tensor is not contiguous, lies on another device than `backend` works on, or is of a type that the
             kernel does not take: all float32, or all float64, and halves only for kernels with "half" in their name;
             int64 besides, or what INTEGERS has.
-        RuntimeError: the kernel reported an error.
+        RuntimeError: at the call, when the kernel reports an error.
     """
     backend = peers.kernels_of(backend)
     index = next(value.get_device() for value in arguments if isinstance(value, torch.Tensor))  # -1: the CPU
@@ -157,6 +166,11 @@ def run_kernel(backend: str, name: str, *arguments: torch.Tensor | int | float |
     function = _function(backend, name, _suffix(name, frozenset(types)), index)
     if function.argtypes is None:  # once a kernel: then calls convert plain numbers, which is quick
         function.argtypes = [*map(_c_type, arguments), ctypes.c_int64 if backend == "cpu" else ctypes.c_void_p]
+    return functools.partial(_call, backend, name, index, function, values, arguments)
+
+
+def _call(backend: str, name: str, index: int, function: Any, values: list[Any], held: Sequence[Any]) -> None:
+    """The call of a prepared kernel; `held`: the tensors into which `values` point, which must live until then."""
     if backend == "cpu":
         status = function(*values, torch.get_num_threads())
     elif index == torch.cuda.current_device():

@@ -256,7 +256,7 @@ def test_perp_neg_puts_the_moved_prediction_in_the_place_of_the_prompts(method):
     eps = {}
     for role in ("text", "null", "negative"):
         eps[role] = prior.predict_noise(
-            alpha * x + sigma * noise, t, embeddings_for_views(words.by_role(role), condition, 4), condition
+            alpha * x + sigma * noise, t, embeddings_for_views(words.by_role(role), condition.cameras, 4), condition
         )
     for i, view in enumerate(("front", "side")):
         eps[view] = prior.predict_noise(alpha * x + sigma * noise, t, words.text.select([i] * 4), condition)

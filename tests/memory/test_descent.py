@@ -8,6 +8,7 @@ import torch
 from tiny_run import STEPS, CountingOracle, Killed, outcome, shorten_turntable, steps_of, tiny_config
 
 from nerf_bridge import optimize, pipeline
+from nerf_bridge.draws import Draws
 from nerf_bridge.errors import RunError
 from nerf_bridge.graphed_render import GraphedRender
 from nerf_bridge.guidance import encode_words
@@ -73,9 +74,9 @@ def by_hand(rungs, **changes):
     """The tensors after steps on the given rungs, one after the other, with no loop and no checkpoint."""
     config, scene, optimiser = make(**changes)
     prior = CountingOracle()
-    words = encode_words(prior, config.prompt, config.guidance)
+    draws = Draws(config, encode_words(prior, config.prompt, config.guidance), prior.view_group, scene.device)
     for step, rung in enumerate(rungs):
-        training_step(scene, optimiser, prior, words, config, Progress(step, rung=rung))
+        training_step(scene, optimiser, prior, draws, config, Progress(step, rung=rung))
     return scene_tensors(scene, optimiser)
 
 

@@ -8,7 +8,7 @@ from prior.models.tiny_models import load
 from tiny_run import CountingOracle, tiny_config
 
 from nerf_bridge.config import build_config
-from nerf_bridge.draws import draw_views
+from nerf_bridge.draws import Draws, draw_views
 from nerf_bridge.errors import RunError
 from nerf_bridge.guidance import encode_words, size_at
 from nerf_bridge.memory.descent import place
@@ -111,9 +111,9 @@ def gradients(config, prior, rung, step=5):
     """Every gradient of a step on `rung`, at the same state, and what it says of the step."""
     scene = build_scene(config, "torch", CPU)
     optimiser = build_optimiser(scene, config)
-    words = encode_words(prior, config.prompt, config.guidance)
+    draws = Draws(config, encode_words(prior, config.prompt, config.guidance), prior.view_group, CPU)
     place(prior, rung)
-    health = training_step(scene, optimiser, prior, words, config, Progress(step, rung=rung))
+    health = training_step(scene, optimiser, prior, draws, config, Progress(step, rung=rung))
     named = {**dict(scene.field.named_parameters()), **dict(scene.environment.named_parameters())}
     return {name: value.grad for name, value in named.items() if value.grad is not None}, health
 

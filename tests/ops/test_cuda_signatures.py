@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -64,12 +65,13 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """The kinds of the arguments of every kernel that a test calls, on the CPU's tensors in place of a GPU's."""
     calls: dict[str, list[str]] = {}
 
-    def record(backend: str, name: str, *arguments: object) -> None:
+    def record(backend: str, name: str, *arguments: object) -> Callable[[], None]:
         assert backend == "cuda"
         calls[name] = [kind_in_python(value) for value in arguments]
+        return lambda: None
 
     for module in MODULES:
-        monkeypatch.setattr(module, "run_kernel", record)
+        monkeypatch.setattr(module, "prepared_kernel" if module is adam else "run_kernel", record)
         monkeypatch.setattr(module, "check_float", lambda *given: None, raising=False)
     monkeypatch.setattr(grid_mlp, "_gpu", lambda device: (90, 227 << 10, 132))
     return calls

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_run import CountingOracle, tiny_config
 
+from nerf_bridge.draws import Draws
 from nerf_bridge.errors import UserError
 from nerf_bridge.guidance import encode_words
 from nerf_bridge.ops.backend import resolve_backend
@@ -35,11 +36,12 @@ class Work:
         self.scene = build_scene(self.config, resolve_backend("auto", CPU), CPU)
         self.optimiser = build_optimiser(self.scene, self.config)
         self.prior = CountingOracle()
-        self.words = encode_words(self.prior, self.config.prompt, self.config.guidance)
+        words = encode_words(self.prior, self.config.prompt, self.config.guidance)
+        self.draws = Draws(self.config, words, self.prior.view_group, self.scene.device)
 
     def do(self, steps):
         for step in steps:
-            training_step(self.scene, self.optimiser, self.prior, self.words, self.config, Progress(step))
+            training_step(self.scene, self.optimiser, self.prior, self.draws, self.config, Progress(step))
         return self
 
     def tensors(self):

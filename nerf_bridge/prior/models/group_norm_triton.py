@@ -22,9 +22,9 @@ from nerf_bridge.prior.models.norm import Norm
 
 MOST_CHANNELS = 128  # of a program; both are powers of two, as the numbers of channels are
 TILE_ELEMENTS = 2048  # of the activations that a program holds at once
-PROGRAMS = 1024  # that reduce an image: about eight for each multiprocessor of a large GPU
-JOINED = 4096  # numbers that a joining program reads at once: all, where an image has 32 groups
-STAGES = 3  # tiles that a reducing program has on their way
+PROGRAMS = 528  # that reduce an image: four for each multiprocessor of a large GPU
+JOINED = 2048  # numbers that a joining program reads at once: all, where an image has 32 groups
+STAGES = 4  # tiles that a reducing program has on their way
 WARPS, JOIN_WARPS = 4, 8
 
 

@@ -109,7 +109,7 @@ class DiffusersPrior:
     ) -> Tensor:
         """Epsilon in the dtype of `noised`, whatever the network computes in and answers."""
         rung, n = self._placed(), len(noised)
-        size = self.view_group if rung.one_prompt and condition is not None else n
+        size = self.view_group if rung.one_prompt else n
         answers = []
         for start in range(0, n, size):
             part = slice(start, start + size)

@@ -180,22 +180,25 @@ def _padded(x: Tensor) -> Tensor:
     padded = torch.empty((b, c, h + 1, w + 1), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     padded[:, :, h:] = 0
     padded[:, :, :, w:] = 0
-    _wide_pixels(padded)[:, :h, :w] = _wide_pixels(x)
+    _copy_pixels(padded[:, :, :h, :w], x)
     return padded
 
 
 def _cropped(x: Tensor) -> Tensor:
     """x [b, c, h, w] without its last row and column."""
-    cropped = torch.empty_like(x[:, :, :-1, :-1], memory_format=torch.channels_last)
-    _wide_pixels(cropped).copy_(_wide_pixels(x)[:, :-1, :-1])
+    part = x[:, :, :-1, :-1]
+    cropped = torch.empty_like(part, memory_format=torch.channels_last)
+    _copy_pixels(cropped, part)
     return cropped
 
 
-def _wide_pixels(x: Tensor) -> Tensor:
-    """x [b, c, h, w], channels-last, as [b, h, w, c / k] numbers of 16 bytes where the channels fill such: torch copies
-    parts of a picture number by number."""
-    pixels = x.permute(0, 2, 3, 1)
-    return pixels.view(torch.complex128) if x.shape[1] * x.element_size() % 16 == 0 else pixels
+def _copy_pixels(to: Tensor, of: Tensor) -> None:
+    """Copy pictures [b, c, h, w], or parts of such, into others. torch copies parts number by number: channels-last
+    ones are told as numbers of 16 bytes, where a pixel holds a whole number of these."""
+    pixels = [x.permute(0, 2, 3, 1) for x in (to, of)]
+    if all(x.stride(3) == 1 and x.shape[3] * x.element_size() % 16 == 0 for x in pixels):
+        pixels = [x.view(torch.complex128) for x in pixels]
+    pixels[0].copy_(pixels[1])
 
 
 def _product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
