@@ -3,13 +3,14 @@
     python -m nerf_bridge.prior.retrain --package sweethome3d-furniture_1.8-1_all.deb --out retrained
 
 It packs the models into OUT/library.npz and then does RUNS, each from the weights of the one before, in a folder of its
-own; the last folder is OUT/weights. What is finished is not done again: stopped, the same command begins the run that
-it was in again.
+own; the last folder is OUT/weights. What is finished is not done again: stopped, the same command goes on with the run
+that it was in from the weights that were kept last, a dozen times a run, for the rest of its minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import shutil
 import subprocess
@@ -28,23 +29,38 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Run:
-    """One training: GPUs, minutes on so many, and the options of `nerf_bridge.prior.train`."""
+    """One training: GPUs, minutes on so many, its seed, and other options of `nerf_bridge.prior.train`."""
 
     gpus: int
     minutes: float
+    seed: int
     options: tuple[str, ...]
 
 
 EARLY = ("--noisy-every", "2", "--astray-every", "0")
 RUNS = (
-    Run(2, 13.5, ("--batch", "384", "--lr", "1e-3", *EARLY)),
-    Run(1, 14.0, ("--batch", "256", "--lr", "8e-4", *EARLY)),
-    Run(1, 6.5, ("--batch", "256", "--lr", "5e-4", "--seed", "5", *EARLY)),
-    Run(2, 5.4, ("--batch", "384", "--in-sets", "192", "--lr", "8e-4", "--seed", "6", *EARLY)),
-    Run(1, 6.0, ("--batch", "384", "--in-sets", "256", "--lr", "6e-4", "--seed", "7", "--astray-every", "0")),
-    Run(1, 8.0, ("--batch", "384", "--in-sets", "256", "--lr", "6e-4", "--seed", "8")),
+    Run(2, 13.5, 0, ("--batch", "384", "--lr", "1e-3", *EARLY)),
+    Run(1, 14.0, 0, ("--batch", "256", "--lr", "8e-4", *EARLY)),
+    Run(1, 6.5, 5, ("--batch", "256", "--lr", "5e-4", *EARLY)),
+    Run(2, 5.4, 6, ("--batch", "384", "--in-sets", "192", "--lr", "8e-4", *EARLY)),
+    Run(1, 6.0, 7, ("--batch", "384", "--in-sets", "256", "--lr", "6e-4", "--astray-every", "0")),
+    Run(1, 8.0, 8, ("--batch", "384", "--in-sets", "256", "--lr", "6e-4")),
 )
 VIEWS = "80"  # of each model at a time
+LEAST_MINUTES = 1.0  # of one GPU: what a stopped run has left of them is not worth its start
+SEED_APART = 100  # between the seeds of a run and of what goes on with it
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What has been trained into a folder of weights: minutes on one GPU, in so many trainings."""
+
+    gpu_minutes: float
+    trainings: int
+
+    def beyond(self, other: Trained) -> Trained:
+        """What came after `other`."""
+        return Trained(self.gpu_minutes - other.gpu_minutes, self.trainings - other.trainings)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,10 +119,13 @@ def retrain(package: Path, out: Path, gpus: int, share: float) -> Path:
     for number, (run, folder) in enumerate(zip(RUNS, folders, strict=True), start=1):
         if not folder.exists():
             unfinished = folder.with_suffix(".unfinished")
-            shutil.rmtree(unfinished, ignore_errors=True)
+            done = trained_in(unfinished).beyond(trained_in(before))
+            if done.trainings <= 0:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                done = Trained(0.0, 0)
+            call = command(run, library, unfinished, before, gpus, share, done)
             logger.info("run %d of %d: %s", number, len(RUNS), folder)
-            call = command(run, library, unfinished, before, gpus, share)
-            if subprocess.run(call, check=False).returncode:
+            if call and subprocess.run(call, check=False).returncode:
                 raise RunError(f"run {number} failed: see the messages above; the same command goes on with it")
             unfinished.rename(folder)
         before = folder
@@ -114,16 +133,36 @@ def retrain(package: Path, out: Path, gpus: int, share: float) -> Path:
     return folders[-1]
 
 
-def command(run: Run, library: Path, folder: Path, before: Path | None, gpus: int, share: float) -> list[str]:
-    """The training as a command; on fewer GPUs than it had it takes as much longer, with fewer images a step."""
+def trained_in(folder: Path | None) -> Trained:
+    """What the log of the weights in `folder` tells, of the trainings before them too; nothing where there are none."""
+    try:
+        last = json.loads(((folder or Path()) / "index.json").read_text(encoding="utf-8"))["training"]
+        trainings = [*last.get("earlier", []), last]
+        minutes = sum(training["gpus"] * training["log"][-1]["seconds"] / 60 for training in trainings)
+    except (OSError, ValueError, KeyError, IndexError):
+        return Trained(0.0, 0)
+    return Trained(minutes, len(trainings))
+
+
+def command(
+    run: Run, library: Path, folder: Path, before: Path | None, gpus: int, share: float, done: Trained
+) -> list[str]:
+    """The training of what is not `done` of a run, as a command; empty where next to nothing is left.
+
+    On fewer GPUs than it had it takes as much longer, with fewer images a step.
+    """
     used = min(run.gpus, gpus)
+    left = run.minutes * run.gpus * share - done.gpu_minutes
+    if done.trainings and left < LEAST_MINUTES:
+        return []
     launcher = [sys.executable, "-m"]
     if used > 1:
         launcher += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(used), "-m"]
-    start = [] if before is None else ["--start-from", str(before)]
-    minutes = run.minutes * run.gpus / used * share
+    start = ["--resume"] if done.trainings else [] if before is None else ["--start-from", str(before)]
     places = ["--library", str(library), "--out", str(folder), *start]
-    return [*launcher, "nerf_bridge.prior.train", *places, "--minutes", f"{minutes:g}", "--views", VIEWS, *run.options]
+    seed = run.seed + SEED_APART * done.trainings
+    numbers = ["--minutes", f"{left / used:g}", "--seed", str(seed), "--views", VIEWS]
+    return [*launcher, "nerf_bridge.prior.train", *places, *numbers, *run.options]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -10,9 +11,10 @@ import torch
 
 from nerf_bridge.errors import UserError
 from nerf_bridge.prior import retrain, train
-from nerf_bridge.prior.retrain import RUNS
+from nerf_bridge.prior.retrain import LEAST_MINUTES, RUNS, SEED_APART, Trained
 
 PACKAGE = __file__  # any file: packing is stood in for
+NOTHING = Trained(0.0, 0)
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def calls(monkeypatch):
     def run(call, check):
         found.append(call)
         failed = len(found) == getattr(run, "fails_at", None)
-        (retrain.Path(option(call, "--out"))).mkdir()
+        (retrain.Path(option(call, "--out"))).mkdir(exist_ok=True)
         return subprocess.CompletedProcess(call, int(failed))
 
     monkeypatch.setattr(retrain.pack, "main", pack)
@@ -68,8 +70,34 @@ def test_a_run_that_failed_is_done_again_and_those_before_are_kept(calls, tmp_pa
     assert not list(tmp_path.glob("*.unfinished"))
 
 
+def keep(folder, *trainings):
+    """Weights in `folder` after trainings of (GPUs, seconds)."""
+    folder.mkdir()
+    *earlier, last = [{"gpus": gpus, "log": [{"seconds": 1.0}, {"seconds": seconds}]} for gpus, seconds in trainings]
+    (folder / "index.json").write_text(json.dumps({"training": last | {"earlier": earlier}}))
+
+
+def test_a_stopped_run_goes_on_from_its_weights_for_the_minutes_that_are_left(calls, tmp_path):
+    found, _ = calls
+    keep(tmp_path / "run-1", (2, 600.0))
+    keep(tmp_path / "run-2.unfinished", (2, 600.0), (1, 120.0), (1, 60.0))  # in two parts: 3 of its minutes
+    assert retrain.main(["--package", PACKAGE, "--out", str(tmp_path), "--gpus", "1"]) == 0
+    call = found[1]
+    assert "--resume" in call and "--start-from" not in call
+    assert float(option(call, "--minutes")) == RUNS[1].minutes - 3
+    assert int(option(call, "--seed")) == RUNS[1].seed + 2 * SEED_APART
+    assert option(found[2], "--start-from") == str(tmp_path / "run-2")
+
+
+def test_a_run_that_is_all_but_done_is_taken_as_it_is(calls, tmp_path):
+    found, _ = calls
+    keep(tmp_path / "run-1.unfinished", (2, 30 * (2 * RUNS[0].minutes - LEAST_MINUTES / 2)))
+    assert retrain.main(["--package", PACKAGE, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "run-1" / "index.json").exists() and len(found) == 1 + len(RUNS) - 1
+
+
 def test_one_gpu_takes_as_much_longer_and_a_share_as_much_less(tmp_path):
-    calls = [retrain.command(run, tmp_path, tmp_path, None, 1, 0.5) for run in RUNS]
+    calls = [retrain.command(run, tmp_path, tmp_path, None, 1, 0.5, NOTHING) for run in RUNS]
     assert [float(option(call, "--minutes")) for call in calls] == [run.minutes * run.gpus / 2 for run in RUNS]
     assert not any("torch.distributed.run" in call for call in calls)
 
@@ -79,7 +107,7 @@ def test_every_option_is_one_of_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "run", lambda arguments, rank, world: taken.append(arguments))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     for run in RUNS:
-        call = retrain.command(run, tmp_path / "library.npz", tmp_path / "out", tmp_path / "before", 1, 1.0)
+        call = retrain.command(run, tmp_path / "library.npz", tmp_path / "out", tmp_path / "before", 1, 1.0, NOTHING)
         monkeypatch.setattr(sys, "argv", call[2:])
         train.main()
     assert [arguments.seed for arguments in taken] == [0, 0, 5, 6, 7, 8]
