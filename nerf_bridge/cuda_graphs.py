@@ -146,7 +146,10 @@ class _Replay(torch.autograd.Function):
         for mine, theirs in zip(recording.inputs, given, strict=False):  # after them come the parameters
             mine.detach().copy_(theirs)
         recording.forward.replay()
-        return tuple(output.detach() for output in recording.outputs)
+        outputs = tuple(output.detach() for output in recording.outputs)
+        pairs = zip(outputs, recording.grad_outputs, strict=True)
+        ctx.mark_non_differentiable(*(output for output, grad in pairs if grad is None))
+        return outputs
 
     @staticmethod
     @torch.autograd.function.once_differentiable

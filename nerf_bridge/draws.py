@@ -8,12 +8,12 @@ be made ahead: while the device still works at a step, that of the next one is d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nerf_bridge.config import GenerateConfig
+from nerf_bridge.cuda_graphs import make_room
 from nerf_bridge.device import to_device
 from nerf_bridge.guidance import (
     EncodedWords,
@@ -58,10 +58,10 @@ class ViewDraws:
 class Draws:
     """The draws of a run's steps; those of the last steps are kept."""
 
-    def __init__(self, config: GenerateConfig, words: EncodedWords, view_group: int, device: torch.device):
+    def __init__(self, config: GenerateConfig, encoded: EncodedWords, view_group: int, device: torch.device):
         """`view_group`: views that the prior wants together, which also share their noise time."""
         self.config = config
-        self.encoded = words
+        self.encoded = encoded
         self.view_group = view_group
         self.device = device
         self._words: dict[int, ViewWords] = {}
@@ -71,41 +71,36 @@ class Draws:
     def views(self, step: int) -> ViewDraws:
         """What the views of `step` are rendered with."""
         if step not in self._views:
-            keep_last(self._views, step, draw_views(self.config, step, self.view_group, self.device))
+            make_room(self._views, KEPT)
+            self._views[step] = draw_views(self.config, step, self.view_group, self.device)
         return self._views[step]
 
     def words(self, step: int) -> ViewWords:
         """The words for all views of `step`."""
         if step not in self._words:
             cameras = self.views(step).cameras
-            keep_last(self._words, step, ViewWords(self.encoded, cameras, len(cameras)))
+            make_room(self._words, KEPT)
+            self._words[step] = ViewWords(self.encoded, cameras, len(cameras))
         return self._words[step]
 
     def noise(self, step: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Noise times [b] and standard normal noise of `shape` [b, c, h, w], for the encoded views of `step`."""
         key = (step, shape)
         if key not in self._noise:
-            keep_last(self._noise, key, draw_noise_and_times(self.config, step, self.view_group, shape, self.device))
+            make_room(self._noise, KEPT)
+            self._noise[key] = draw_noise_and_times(self.config, step, self.view_group, shape, self.device)
         return self._noise[key]
 
     def make_ahead(self, step: int) -> None:
-        """Draw for `step`, if the run has it: noise as large as the last one, and the words that were asked for."""
+        """Draw for `step`, if the run has it: words as asked for in the step before, noise as large as the last."""
         if step >= self.config.steps:
             return
         self.views(step)
-        if self._words:
-            last = self._words[next(reversed(self._words))]
-            self.words(step).make_as(last)
+        if step - 1 in self._words:
+            self.words(step).make_as(self._words[step - 1])
         if self._noise:
             _, shape = next(reversed(self._noise))
             self.noise(step, shape)
-
-
-def keep_last(kept: dict[Any, Any], key: Any, value: Any) -> None:
-    """Put `value` among the `KEPT` last ones of `kept`."""
-    while len(kept) >= KEPT:
-        del kept[next(iter(kept))]
-    kept[key] = value
 
 
 def draw_views(config: GenerateConfig, step: int, view_group: int, device: torch.device) -> ViewDraws:

@@ -117,12 +117,14 @@ class GraphedRender:
         jitter: Tensor,
         samples_at_once: int | None = None,
     ) -> tuple[Rendering, Tensor]:
-        """As `render` of the same arguments; the tensors of a replayed rendering are overwritten by the next.
+        """Views of the scene; the tensors of a replayed rendering are overwritten by the next.
 
         Args:
             cameras: b of them, `packed`, [b, 20].
+            size: pixels along a side.
             background: [b, 3]; None: the scene's environment is behind the views.
-            samples_at_once: only for plain rendering, where memory is short.
+            shading, light_dir, jitter: as `render` has them.
+            samples_at_once: as `render` has it; only for plain rendering, where memory is short.
 
         Returns:
             The rendering; unless its `overflow` is None it has to be looked at before anything else is used. And the

@@ -171,17 +171,19 @@ def inner_step(
 
     While the device works, all is made ready that comes after it; then the host waits for it, once.
     """
-    while True:
+    for plain in (False, True):
+        if plain:
+            views.forget_counts()  # the graph had too little room: once more without
         found = gradients(scene, optimiser, prior, draws, config, progress, views, answers)
         move = optimiser.prepared()
         draws.make_ahead(progress.step + 1)
         health, lacked_room = found.seen()
         if not lacked_room:
-            break
-        views.forget_counts()  # once more without a graph, which has room for all samples
-    if health.finite:
-        move()
-    return health, found.answers
+            if health.finite:
+                move()
+            return health, found.answers
+        del found, move  # the second try wants their memory
+    raise AssertionError("a plain rendering has room for all samples")
 
 
 @dataclass(frozen=True)

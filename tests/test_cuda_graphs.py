@@ -58,7 +58,8 @@ def test_gradients_reach_inputs_and_parameters(stand_in, learned):
     weight, unused = torch.tensor([2.0, -1.0], requires_grad=True), torch.ones(3, requires_grad=True)
 
     def function(x, background):
-        return (x * weight + background).sin(), x.sum() > 0
+        told = (background.detach() + weight.detach()).mean(1)
+        return (x * weight + background).sin(), x.sum() > 0, told
 
     def inputs(seed):
         x, background = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(seed))
@@ -67,7 +68,7 @@ def test_gradients_reach_inputs_and_parameters(stand_in, learned):
     made = record_differentiable(function, inputs(0), (weight, unused))
     assert stand_in == [3]
     assert [grad is not None for grad in made.grad_inputs] == [False, learned, True, False]
-    assert [grad is not None for grad in made.grad_outputs] == [True, False]
+    assert [grad is not None for grad in made.grad_outputs] == [True, False, False]
     x, background = (tensor.detach() for tensor in made.inputs)
 
     def forward():
@@ -86,10 +87,10 @@ def test_gradients_reach_inputs_and_parameters(stand_in, learned):
         for called in (function, recording):
             given = inputs(seed)
             weight.grad = unused.grad = None
-            pictures, flag = called(*given)
+            pictures, flag, told = called(*given)
             pictures.square().sum().backward()
-            found.append((pictures.detach().clone(), flag.clone(), weight.grad.clone(), given[1].grad))
-            assert not flag.requires_grad and unused.grad is None
+            found.append((pictures.detach().clone(), flag.clone(), weight.grad.clone(), given[1].grad, told.clone()))
+            assert not flag.requires_grad and not told.requires_grad and unused.grad is None
         plain, recorded = found
         assert torch.equal(plain[1], recorded[1]) and (plain[3] is None) == (recorded[3] is None) == (not learned)
         assert all(torch.allclose(a, b) for a, b in zip(plain, recorded, strict=True) if a is not None)

@@ -62,6 +62,19 @@ def test_what_is_made_ahead_is_what_the_step_would_draw(monkeypatch):
     assert torch.equal(times, expected[0]) and torch.equal(noise, expected[1])
 
 
+def test_a_run_that_goes_back_or_sees_another_size_draws_what_belongs_there():
+    config = tiny_config(steps=20, camera__views=2)
+    draws = Draws(config, None, 1, CPU)
+    for step, size in ((5, 8), (6, 8), (7, 16), (3, 16), (4, 16), (4, 8), (5, 8), (12, 8)):
+        shape = (2, 3, size, size)
+        assert torch.equal(draws.views(step).jitter, draw_views(config, step, 1, CPU).jitter)
+        for found, expected in zip(
+            draws.noise(step, shape), draw_noise_and_times(config, step, 1, shape, CPU), strict=True
+        ):
+            assert torch.equal(found, expected)
+        draws.make_ahead(step + 1)
+
+
 def test_nothing_is_drawn_after_the_last_step_and_little_is_kept():
     config = tiny_config(steps=20)
     draws = Draws(config, None, 1, CPU)

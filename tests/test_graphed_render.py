@@ -253,8 +253,11 @@ def test_on_a_gpu_graphed_and_plain_training_agree(shading, background):
 
 
 @pytest.mark.cuda
-def test_on_a_gpu_the_gradients_of_a_graph_are_the_plain_ones():
-    config, scene, optimiser = make(torch.device("cuda"), "cuda", device="cuda", field__n_features=4)
+@pytest.mark.parametrize("background", ["random", "learned"])
+def test_on_a_gpu_the_gradients_of_a_graph_are_the_plain_ones(background):
+    changes = {"device": "cuda", "field__n_features": 4, "render__background": background}
+    config, scene, optimiser = make(torch.device("cuda"), "cuda", **changes)
+    parameters = [*scene.field.parameters(), *(scene.environment.parameters() if background == "learned" else ())]
     update_occupancy(scene, config, 0)
     views = view_renderer(scene, 0)
     found = {}
@@ -263,9 +266,11 @@ def test_on_a_gpu_the_gradients_of_a_graph_are_the_plain_ones():
             if name == "graphed" and number < 3:
                 views.forget_counts()
             optimiser.zero_grad()
-            rendering, _ = render_views(scene, draw_views(config, number, 1, scene.device), views=renderer)
+            rendering, told = render_views(scene, draw_views(config, number, 1, scene.device), views=renderer)
+            assert not told.background.requires_grad
             (rendering.color.square().sum() + rendering.thickness.sum()).backward()
-            found[name] = [rendering.color.detach().clone(), *(p.grad.clone() for p in scene.field.parameters())]
+            pictures = [rendering.color.detach().clone(), told.background.clone()]
+            found[name] = [*pictures, *(p.grad.clone() for p in parameters)]
             overflow = rendering.overflow
             del rendering  # as in the loop: what still holds the parameters' graph keeps a recording from being made
     assert views._graphs and overflow is not None and not bool(overflow)

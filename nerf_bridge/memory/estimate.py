@@ -210,7 +210,8 @@ def render_bytes(rung: Rung, config: GenerateConfig, view_group: int, cuda: bool
 
 
 def graph_bytes(rung: Rung, config: GenerateConfig, cuda: bool) -> int:
-    """What the CUDA graphs of the views hold beside the plain rendering: as much for a sample that they have room for.
+    """What the CUDA graphs of the views hold beside the plain rendering: as much for a sample that they have room for;
+    what a learned background keeps for a pixel is small beside its samples.
 
     Only the first rung has graphs, and only where views of some size of the schedule have few enough samples. Larger
     ones get them when the scene has cleared, and what the plain rendering needed at first is then free for them.

@@ -70,9 +70,10 @@ class SkippingAdam:
 
     @torch.no_grad()
     def prepared(self) -> Callable[[], None]:
-        """What makes one step on all parameters that have a gradient, the gradients being as they are then.
+        """What makes one step on all parameters that have a gradient; until it is called, these must stay as they are.
 
-        All that takes memory is done before: memory that runs out leaves nothing half-done.
+        All that takes memory is done before, new moments of zero included: memory that runs out leaves nothing
+        half-done, and a step that is not made leaves the parameters as they were.
         """
         moving = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
         for parameter, _, _ in moving:
@@ -83,7 +84,7 @@ class SkippingAdam:
 
         @torch.no_grad()
         def step() -> None:
-            for change in changes:  # one right after the other: on a GPU all but the first are over sooner than made
+            for change in changes:  # with nothing between them: a GPU is done with a small one before the next call
                 change()
             for parameter, _, _ in moving:
                 self.state[parameter]["step"] += 1

@@ -130,6 +130,27 @@ def test_memory_that_runs_out_in_the_middle_of_a_step_changes_nothing(lacking, m
     assert same == (lacking < 6)
 
 
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cpu", marks=pytest.mark.compiler)])
+def test_a_prepared_step_moves_nothing_until_it_is_made_and_then_what_a_step_does(backend):
+    ends = []
+    for prepared in (False, True):
+        parameter = torch.linspace(0, 1, 4096, requires_grad=True)
+        optimiser = SkippingAdam([{"params": [parameter], "lr": 0.1}], (0.9, 0.99), 1e-6, backend)
+        for number in range(3):
+            gradient = torch.randn(64, 64, generator=torch.Generator().manual_seed(number)).T
+            parameter.grad = gradient.reshape(4096)
+            if prepared:
+                before, move = parameter.detach().clone(), optimiser.prepared()
+                del gradient  # what was made of it lives on in `move`
+                torch.rand(1 << 16)
+                assert torch.equal(parameter, before) and optimiser.state[parameter]["step"] == number
+                move()
+            else:
+                optimiser.step()
+        ends.append(parameter.detach().clone())
+    assert torch.equal(*ends) and not torch.equal(ends[0], torch.linspace(0, 1, 4096))
+
+
 def test_a_run_does_not_wait_for_torchs_compiler():
     program = """
 import sys, torch

@@ -4,9 +4,9 @@ Activations are channels-last, so that an image is a row of pixels of C channels
 some pixels, whatever C is, so that one variant of each kernel serves a whole network: they are compiled while a run
 starts. Sums over an image run in two stages: some programs each reduce a run of pixels channel by channel, then one
 program a group joins what they found. A reducing program adds up tile upon tile, number by number, and sums over the
-pixels once, at its end: sums across its threads for each tile would take longer than the memory. There are as many of
-them as run at the same time. Everything is summed in float32 and in a fixed order; nothing depends on which program is
-first. Offsets within an image are 32-bit, across images 64-bit.
+pixels once, at its end: sums across its threads for each tile would take longer than the memory. Of one image there are
+as many of them as run at the same time. Everything is summed in float32 and in a fixed order; nothing depends on which
+program is first. Offsets within an image are 32-bit, across images 64-bit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nerf_bridge.prior.models.norm import Norm
 MOST_CHANNELS = 128  # of a program; both are powers of two, as the numbers of channels are
 TILE_ELEMENTS = 2048  # of the activations that a program holds at once
 PROGRAMS = 528  # that reduce an image: four for each multiprocessor of a large GPU
-JOINED = 2048  # numbers that a joining program reads at once: all, where an image has 32 groups
+JOINED = 2048  # numbers that a joining program reads at once: all of 512 x 512 pixels with 128 channels in 32 groups
 STAGES = 4  # tiles that a reducing program has on their way
 WARPS, JOIN_WARPS = 4, 8
 
@@ -49,18 +49,19 @@ def _moments_kernel(
     """Mean and sum of squared deviations of each channel over a run of `tiles` tiles; `ADD`: of x + skip, which is
     stored.
 
-    Deviations are from the run's first pixel, one of the values: so the error of the variance is at most the number of
-    pixels times the rounding.
+    Deviations are taken from the mean of the run's first tile, whose values are among those that deviate: so what
+    cancels in the variance is at most as many times the variance as the run has tiles.
     """
     chunk, image = tl.program_id(0) // blocks, tl.program_id(1)
     base = image.to(tl.int64) * pixels * channels
     channel = _channels(blocks, BLOCK)
     shift = tl.load(bias + channel)
     start = chunk * tiles * TILE
-    pivot = tl.load(x + base + start * channels + channel).to(tl.float32)
+    place, inside = _places(chunk * tiles, pixels, channels, channel, TILE)
+    value = tl.load(x + base + place, mask=inside, other=0.0).to(tl.float32)
     if ADD:
-        pivot += shift + tl.load(skip + base + start * channels + channel).to(tl.float32)
-        pivot = pivot.to(out.dtype.element_ty).to(tl.float32)
+        value += shift[None, :] + tl.load(skip + base + place, mask=inside, other=0.0).to(tl.float32)
+    pivot = tl.sum(tl.where(inside, value, 0.0), axis=0) / tl.minimum(pixels - start, TILE).to(tl.float32)
     total = tl.zeros([TILE, BLOCK], tl.float32)
     squares = tl.zeros([TILE, BLOCK], tl.float32)
     for i in tl.range(tiles, num_stages=STAGES):

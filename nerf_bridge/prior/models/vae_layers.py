@@ -196,9 +196,15 @@ def _copy_pixels(to: Tensor, of: Tensor) -> None:
     """Copy pictures [b, c, h, w], or parts of such, into others. torch copies parts number by number: channels-last
     ones are told as numbers of 16 bytes, where a pixel holds a whole number of these."""
     pixels = [x.permute(0, 2, 3, 1) for x in (to, of)]
-    if all(x.stride(3) == 1 and x.shape[3] * x.element_size() % 16 == 0 for x in pixels):
+    if all(_fill_wide_numbers(x) for x in pixels):
         pixels = [x.view(torch.complex128) for x in pixels]
     pixels[0].copy_(pixels[1])
+
+
+def _fill_wide_numbers(pixels: Tensor) -> bool:
+    """Whether pictures [b, h, w, c] can be told as numbers of 16 bytes."""
+    steps = (pixels.shape[3], *pixels.stride()[:3], pixels.storage_offset())
+    return pixels.stride(3) == 1 and all(step * pixels.element_size() % 16 == 0 for step in steps)
 
 
 def _product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
