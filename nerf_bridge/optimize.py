@@ -215,7 +215,9 @@ def gradients(
     views: GraphedRender,
     answers: list[Answer] | None = None,
 ) -> Gradients:
-    """Put the gradients of a step into the parameters. The host does not wait for the device.
+    """Put the gradients of a step into the parameters.
+
+    The host waits for the device where views are rendered plainly, for the number of their samples, and nowhere else.
 
     Args:
         answers: of the prior to the parts of the step; None: it is asked.
