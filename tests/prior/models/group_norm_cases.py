@@ -1,6 +1,7 @@
 """The Triton kernels of the group norm against their torch twin; run as a program in Triton's interpreter.
 
 TRITON_INTERPRET=1 python -m prior.models.group_norm_cases        prints the largest error of each kind
+python -m prior.models.group_norm_cases 80 90                     compiles them for such GPUs; prints their sizes
 """
 
 from __future__ import annotations
@@ -79,7 +80,52 @@ def let_loops_count() -> None:
     interpreter._patch_lang_tensor = patch_and_mend
 
 
-if __name__ == "__main__":
+KERNELS = {
+    "_moments_kernel": ({"ADD": False}, {"ADD": True}),
+    "_join_moments_kernel": ({},),
+    "_normalise_kernel": ({},),
+    "_grad_sums_kernel": ({},),
+    "_join_sums_kernel": ({},),
+    "_backward_kernel": ({},),
+}
+IMAGES, SCALES = ("x", "skip", "grad", "out"), ("eps", "amplitude")  # activations; numbers with a fraction
+COUNTS = ("pixels", "chunks", "tiles", "blocks", "channels", "width", "run", "silu", "add")
+
+
+def machine_code(name: str, images: str, chosen: dict[str, object], arch: int) -> bytes:
+    """A kernel compiled for GPUs of compute capability `arch`, its activations of the type `images`."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel, module = getattr(group_norm_triton, name), group_norm_triton
+    constants = {"BLOCK": 128, "TILE": module.TILE_ELEMENTS // 128, "STAGES": module.STAGES, "JOINED": module.JOINED}
+    constants = {key: value for key, value in (constants | chosen).items() if key in kernel.arg_names}
+    types = dict.fromkeys(COUNTS, "i32") | dict.fromkeys(SCALES, "fp32") | dict.fromkeys(IMAGES, "*" + images)
+    types |= dict.fromkeys(constants, "constexpr")
+    signature = {key: types.get(key, "*fp32") for key in kernel.arg_names}
+    aligned = [i for i, key in enumerate(signature) if signature[key].startswith("*") or key == "channels"]
+    values = {(kernel.arg_names.index(key),): value for key, value in constants.items()}
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    warps = module.JOIN_WARPS if "JOINED" in constants else module.WARPS
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps}).asm["cubin"]
+
+
+def sizes(arches: list[int]) -> dict[str, int]:
+    """Bytes of every kernel for every GPU, in half and in single precision."""
+    return {
+        f"{name} {chosen} {images} {arch}": len(machine_code(name, images, chosen, arch))
+        for name, choices in KERNELS.items()
+        for chosen in choices
+        for images in ("fp16", "fp32")
+        for arch in arches
+    }
+
+
+if __name__ == "__main__" and len(sys.argv) > 1:
+    sys.stdout.write(json.dumps(sizes([int(arch) for arch in sys.argv[1:]])))
+elif __name__ == "__main__":
     let_loops_count()
     for name, value in SMALL.items():
         setattr(group_norm_triton, name, value)

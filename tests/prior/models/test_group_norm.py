@@ -95,6 +95,18 @@ def test_the_kernels_are_the_twin_in_the_interpreter():
         assert found["stats"] < 1e-3 and max(found.values()) < 5e-3
 
 
+@pytest.mark.triton
+@pytest.mark.slow
+def test_the_kernels_compile_for_gpus_that_are_not_here(tmp_path):
+    paths = os.pathsep.join([str(TESTS), *sys.path])
+    environment = os.environ | {"PYTHONPATH": paths, "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "prior.models.group_norm_cases", "80", "90"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=TESTS.parent)
+    assert done.returncode == 0, done.stderr
+    sizes = json.loads(done.stdout)
+    assert len(sizes) == 7 * 2 * 2 and min(sizes.values()) > 1000, sizes
+
+
 @pytest.mark.cuda
 @pytest.mark.triton
 @pytest.mark.parametrize("shape", GPU_SHAPES)
